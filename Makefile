@@ -1,0 +1,66 @@
+# Everything that these targets install lives in .venv of the checkout.
+# PYTHON picks the interpreter that makes it; ARGS goes to the tool that a target runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs bench clean
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+DEBIAN := .venv/debian
+export PATH := $(CURDIR)/$(DEBIAN)/usr/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.installed ## Run the demo (ARGS="SCENARIO").
+	@$(BIN)/kvmon demo $(ARGS)
+
+test: .venv/.installed .venv/.tools ## Run the tests (ARGS="-m 'not slow'" for the short ones).
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --durations 15 $(ARGS)
+
+check: .venv/.installed ## Check format, lint, types and that generated files are up to date.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@diff -u docs/metrics.md <($(BIN)/kvmon metrics --markdown) \
+	  || { echo "docs/metrics.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
+
+docs: .venv/.installed ## Write the generated pages anew.
+	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+
+bench: .venv/.installed ## Run the benchmarks and print their figures.
+	@$(BIN)/python -m pytest tests/benchmarks --capture no $(ARGS)
+
+clean: ## Remove .venv and everything else that the other targets made.
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml constraints.txt
+	@[ -x $(BIN)/pip ] || { rm -rf .venv; $(make_venv); }
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Debian ships the venv module without what fills it; that is a package of its own.
+define make_venv
+if $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then $(PYTHON) -m venv .venv; \
+elif command -v virtualenv > /dev/null; then virtualenv --quiet --python $(PYTHON) .venv; \
+elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+  apt-get update -qq && apt-get install -y -qq python3-venv > /dev/null && $(PYTHON) -m venv .venv; \
+else echo "kvmon: no way to make a virtual environment: run 'apt-get install python3-venv' and try again" >&2; exit 1; fi
+endef
+
+# prometheus and promtool check what we generate. The package is unpacked, not installed: no root, and no daemon starts.
+# Without it the tests that need it skip and say how to get it.
+.venv/.tools: .venv/.installed
+	@if ! { command -v prometheus && command -v promtool; } > /dev/null && command -v apt-get > /dev/null; then \
+	  mkdir -p $(DEBIAN)/download && cd $(DEBIAN)/download; \
+	  if apt-get download -qq prometheus 2> /dev/null \
+	    || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq prometheus; }; \
+	  then dpkg-deb -x prometheus_*.deb ..; \
+	  else echo "kvmon: prometheus cannot be downloaded here; its tests need 'apt-get install prometheus'" >&2; fi; \
+	fi
+	@touch $@

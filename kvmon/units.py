@@ -1,0 +1,64 @@
+"""Formatting of bytes, counts, durations and ratios for people, and parsing of sizes that people type.
+
+One place, so that a number reads the same in the terminal, in a report and in an error message. Nothing here measures anything.
+"""
+
+from __future__ import annotations
+
+import re
+
+from kvmon.errors import ConfigError
+
+__all__ = ["format_bytes", "format_count", "format_duration", "format_ratio", "parse_size"]
+
+_BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*$", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `256MB`, `1.5 GiB` or `4096`; prefixes are binary, as memory is sold.
+
+    Raises ConfigError when `text` is no size.
+    """
+    match = _SIZE.match(text)
+    if match is None:
+        raise ConfigError(f"'{text}' is no size: write a number with K, M, G or T, such as 256M or 1.5GiB")
+    return round(float(match.group(1)) * _BINARY[match.group(2).lower()])
+
+
+def format_bytes(count: float) -> str:
+    """`1536` as `1.5 KiB`; below 1 KiB in whole bytes."""
+    sign = "-" if count < 0 else ""
+    size = abs(float(count))
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{sign}{size:.0f} B" if unit == "B" else f"{sign}{size:.1f} {unit}"
+        size /= 1024
+    return f"{sign}{size:.1f} TiB"
+
+
+def format_count(count: int) -> str:
+    """`65536` as `65,536`."""
+    return f"{count:,}"
+
+
+def format_duration(seconds: float) -> str:
+    """`0.00042` as `0.42 ms`, `75` as `1 min 15 s`; the two largest units that matter."""
+    if seconds < 0:
+        return "-" + format_duration(-seconds)
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def format_ratio(ratio: float) -> str:
+    """`0.7512` as `75.1 %`."""
+    return f"{ratio * 100:.1f} %"
