@@ -10,7 +10,7 @@ Three things numba alone does not do:
 - Arrays inside NamedTuples cost two atomic operations each time one is taken out (measured: 3 quarters of the
 simulator's
   time). Kernels here own nothing: they allocate no array and return none, so numba's reference counting is off. A
-  kernel that does allocate fails to compile ("NRT required but not enabled"); let the caller hand it a buffer.
+  kernel that does allocate fails to compile; let the caller hand it a buffer.
 
 Invariant: a decorated function means the same compiled or not. This module imports numba only when the first kernel is
 declared, reads no environment and never changes numba's global settings.
@@ -19,10 +19,11 @@ declared, reads no environment and never changes numba's global settings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-__all__ = ["is_cached", "kernel"]
+__all__ = ["inlined", "is_cached", "kernel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,10 +38,22 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     Kernels call kernels, take numpy arrays, integers, floats and NamedTuples of those, and return numbers. Arithmetic
     errors follow numpy, so a division by zero is the kernel's own duty to avoid.
     """
+    return _compiled(function, {})
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """A kernel that becomes a part of each kernel that calls it: where a call costs more than what it does.
+
+    Each array handed over is seven values, so a call with many of them for one unit is slow. Use it where there are few callers.
+    """
+    return _compiled(function, {"forceinline": True})
+
+
+def _compiled(function: Callable[P, R], more: dict[str, bool]) -> Callable[P, R]:
     import numba
 
     njit: Any = numba.njit
-    options = {"nogil": True, "error_model": "numpy", "_nrt": False}
+    options = {"nogil": True, "error_model": "numpy", "_nrt": False, **more}
     try:
         compiled = njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no place for cached code: "no locator available"
@@ -48,7 +61,7 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
         return cast("Callable[P, R]", compiled)
     stamp = _source_stamp(function)
     setattr(compiled, _STAMP_NAME, stamp)
-    _widen_stamp(compiled, stamp)
+    _mend_cache(compiled, stamp)
     return cast("Callable[P, R]", compiled)
 
 
@@ -75,8 +88,21 @@ def _source_stamp(function: Callable[..., object]) -> _Stamp:
     return (newest, size)
 
 
-def _widen_stamp(compiled: Any, stamp: _Stamp) -> None:
-    """Give numba's cache file our stamp. Not a public interface: where it has changed, numba's own stamp stands."""
-    cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if cache_file is not None and hasattr(cache_file, "_source_stamp"):
+def _mend_cache(compiled: Any, stamp: _Stamp) -> None:
+    """Give numba's cache our stamp, and let a full or failing disk cost the cache entry, not the run.
+
+    Not a public interface: where it has changed, numba's own behaviour stands.
+    """
+    cache = getattr(compiled, "_cache", None)
+    cache_file: Any = getattr(cache, "_cache_file", None)
+    if hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = stamp
+    save = getattr(cache, "save_overload", None)
+    if cache is None or save is None:
+        return
+
+    def save_if_possible(signature: Any, result: Any) -> None:
+        with suppress(OSError):
+            save(signature, result)
+
+    cache.save_overload = save_if_possible

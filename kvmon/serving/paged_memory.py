@@ -1,0 +1,180 @@
+"""Kernels that give, extend and take back the pages of a request.
+
+Ask, then act: `chain_length` finds what the cache holds and changes nothing but the empty table row it fills;
+`pages_for` is arithmetic. `admit_pages`, `extend_pages` and `release_pages` act on a decision made before, and write
+the journal.
+
+Invariant: `held[seat, PAGES]` pages of a request stand in `table[seat]` in the order of its tokens; only full pages are
+ever shared or registered, so the last, unfilled page belongs to one request alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmon.allocators.hashing import own_page_hash, prefix_page_hash
+from kvmon.allocators.journal import ALLOC, ASSIGN, CACHE, ON, SHARE, UNSHARE, put_units, put_units_reversed
+from kvmon.allocators.page_pool import find_content, give_pages, register_content, share_pages, take_pages
+from kvmon.jit import kernel
+from kvmon.serving.state import (
+    COVERED,
+    HASH_FIRST,
+    HASH_TOKENS,
+    HELD_PAGES,
+    NEVER,
+    NEXT_FULL,
+    PAGES,
+    PREFIX,
+    REGISTERED,
+    ROOM,
+    SEAT,
+    UNIT_TOKENS,
+    Serving,
+)
+
+__all__ = ["admit_pages", "chain_length", "extend_pages", "name_pages", "pages_for", "register_full", "release_pages"]
+
+_NAMED_AT_ONCE = 64
+
+
+@kernel
+def pages_for(tokens: int, unit_tokens: int) -> int:
+    """Pages that hold `tokens`: ceil(tokens / unit_tokens)."""
+    return (tokens + unit_tokens - 1) // unit_tokens
+
+
+@kernel
+def name_pages(
+    hashes: npt.NDArray[np.uint64],
+    request: int,
+    first: int,
+    covered: int,
+    hash_tokens: int,
+    unit_tokens: int,
+    begin: int,
+    end: int,
+    names: npt.NDArray[np.uint64],
+) -> None:
+    """Write the names of pages `begin` to `end - 1` (from 0) of a request to `names[begin:end]`.
+
+    Its identities begin at `hashes[first]` and name its first `covered` tokens, `hash_tokens` each.
+    """
+    shared = min(end, covered // unit_tokens)
+    if begin < shared:
+        pages_a_step = max(hash_tokens // unit_tokens, 1)
+        steps_a_page = max(unit_tokens // hash_tokens, 1)
+        step = begin // pages_a_step
+        within = begin - step * pages_a_step
+        for page in range(begin, shared):
+            names[page] = prefix_page_hash(hashes[first + (step + 1) * steps_a_page - 1], within)
+            within += 1
+            if within == pages_a_step:
+                within = 0
+                step += 1
+    for page in range(max(begin, shared), end):
+        names[page] = own_page_hash(request, page)
+
+
+@kernel
+def _name(serving: Serving, request: int, begin: int, end: int) -> None:
+    name_pages(
+        serving.hashes,
+        request,
+        serving.facts[request, HASH_FIRST],
+        serving.facts[request, COVERED],
+        serving.config[HASH_TOKENS],
+        serving.config[UNIT_TOKENS],
+        begin,
+        end,
+        serving.names,
+    )
+
+
+@kernel
+def chain_length(serving: Serving, request: int, row: npt.NDArray[np.int32], most: int) -> int:
+    """Pages at the front of `request` that the cache holds, at most `most`; written to `row`, nothing else changes."""
+    pages = serving.pages
+    names = serving.names
+    found = 0
+    named = 0
+    while found < most:
+        if found == named:
+            # A chain that breaks early, as most do, should not pay for the names of all its pages.
+            named = min(most, found + _NAMED_AT_ONCE)
+            _name(serving, request, found, named)
+        page = find_content(pages, names[found])
+        if page == 0:
+            break
+        row[found] = page
+        found += 1
+    return found
+
+
+@kernel
+def register_full(serving: Serving, request: int, tokens: int) -> None:
+    """Put the pages of `request` that are full with `tokens` computed tokens into the cache."""
+    seat = serving.live[request, SEAT]
+    held = serving.held
+    row = serving.table[seat]
+    unit_tokens = serving.config[UNIT_TOKENS]
+    pages = serving.pages
+    names = serving.names
+    done = held[seat, REGISTERED]
+    full = tokens // unit_tokens
+    _name(serving, request, done, full)
+    for page in range(done, full):
+        register_content(pages, row[page], names[page])
+    held[seat, REGISTERED] = full
+    serving.live[request, NEXT_FULL] = (full + 1) * unit_tokens
+    if full > done and serving.journal.state[ON]:
+        put_units(serving.journal, CACHE, request, row, done, full - done)
+
+
+@kernel
+def admit_pages(serving: Serving, request: int, hits: int, fresh: int) -> None:
+    """Give a seated request its `hits` cached pages (they stand in its row) and `fresh` new ones."""
+    seat = serving.live[request, SEAT]
+    row = serving.table[seat]
+    share_pages(serving.pages, row, 0, hits)
+    take_pages(serving.pages, row, hits, fresh)
+    unit_tokens = serving.config[UNIT_TOKENS]
+    serving.held[seat, PAGES] = hits + fresh
+    serving.held[seat, REGISTERED] = hits
+    serving.live[request, ROOM] = (hits + fresh) * unit_tokens
+    serving.live[request, NEXT_FULL] = (hits + 1) * unit_tokens if serving.config[PREFIX] else NEVER
+    serving.tally[HELD_PAGES] += hits + fresh
+    if serving.journal.state[ON]:
+        if hits:
+            put_units(serving.journal, SHARE, request, row, 0, hits)
+        put_units(serving.journal, ALLOC, request, row, hits, fresh)
+        put_units(serving.journal, ASSIGN, request, row, 0, hits + fresh)
+
+
+@kernel
+def extend_pages(serving: Serving, request: int, fresh: int) -> None:
+    """Give a running request `fresh` more pages; the queue must hold them."""
+    seat = serving.live[request, SEAT]
+    row = serving.table[seat]
+    have = serving.held[seat, PAGES]
+    take_pages(serving.pages, row, have, fresh)
+    serving.held[seat, PAGES] = have + fresh
+    serving.live[request, ROOM] += fresh * serving.config[UNIT_TOKENS]
+    serving.tally[HELD_PAGES] += fresh
+    if serving.journal.state[ON]:
+        put_units(serving.journal, ALLOC, request, row, have, fresh)
+        put_units(serving.journal, ASSIGN, request, row, have, fresh)
+
+
+@kernel
+def release_pages(serving: Serving, request: int) -> None:
+    """Drop every reference of `request`, last page first."""
+    seat = serving.live[request, SEAT]
+    row = serving.table[seat]
+    have = serving.held[seat, PAGES]
+    give_pages(serving.pages, row, have)
+    serving.held[seat, PAGES] = 0
+    serving.held[seat, REGISTERED] = 0
+    serving.tally[HELD_PAGES] -= have
+    if have and serving.journal.state[ON]:
+        put_units_reversed(serving.journal, UNSHARE, request, row, have)

@@ -1,0 +1,162 @@
+"""Run a workload through scheduler and allocator to the end, under a step-time model.
+
+Purpose: the same kernels as `serving.Scheduler`, in one compiled loop. Invariant: the result depends on the workload
+and the configurations alone, never on the journal, the machine or the time of day (`wall_seconds` excepted). It writes
+no file: whoever wants events passes a `journal_sink`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmon.allocators import page_pool
+from kvmon.allocators.config import AllocatorConfig, PagedConfig
+from kvmon.allocators.journal import USED, Journal, new_journal
+from kvmon.allocators.refusal import Reason
+from kvmon.serving import state as at
+from kvmon.serving.commit import room_for_step
+from kvmon.serving.config import SchedulerConfig
+from kvmon.serving.step_time import StepTime
+from kvmon.serving.workload import Workload, check_page_hashes
+from kvmon.simulate.result import Result
+from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NEXT, NOW, STEP_LIMIT, STEPS_LEFT, run
+
+__all__ = ["JournalSink", "simulate", "simulation_state"]
+
+JournalSink = Callable[[npt.NDArray[np.int64]], None]
+
+_JOURNAL_WORDS = 1 << 20
+
+
+def simulate(
+    workload: Workload,
+    allocator: AllocatorConfig,
+    scheduler: SchedulerConfig | None = None,
+    step_time: StepTime | None = None,
+    *,
+    journal_sink: JournalSink | None = None,
+    journal_words: int = _JOURNAL_WORDS,
+    most_steps: int | None = None,
+) -> Result:
+    """Simulate every request of `workload` and return what happened.
+
+    `journal_sink` gets the journal in pieces that end between two steps or two arrivals; a piece is valid during the
+    call only. `journal_words` is the size of such a piece; it grows where one step needs more. `most_steps` stops a run
+    early.
+    Raises ConfigError when the workload's prefix identities cannot name pages of this size.
+    """
+    times = step_time or StepTime()
+    state = simulation_state(workload, allocator, scheduler, journal_words if journal_sink is not None else 0)
+    clock = np.zeros(3, np.int64)
+    clock[NEXT] = 1
+    clock[STEPS_LEFT] = np.iinfo(np.int64).max if most_steps is None else most_steps
+    model = np.array(
+        [times.base_ns, times.prefill_token_ns, times.decode_sequence_ns, times.context_token_ns], np.float64
+    )
+    _compile(model)
+    seconds = 0.0
+    status = JOURNAL_FULL
+    while status == JOURNAL_FULL:
+        began = time.perf_counter()
+        status = run(state, clock, model)
+        seconds += time.perf_counter() - began
+        if journal_sink is not None:
+            used = int(state.journal.state[USED])
+            if used:
+                journal_sink(state.journal.words[:used])
+                state.journal.state[USED] = 0
+            needed = int(room_for_step(state)) + 64
+            if status == JOURNAL_FULL and needed > state.journal.words.size:
+                state = state._replace(journal=Journal(np.empty(2 * needed, np.int64), state.journal.state))
+    return _result(state, workload, status, int(clock[NOW]), seconds)
+
+
+def _compile(model: npt.NDArray[np.float64]) -> None:
+    """Run without a request, so that compiling (once a machine, or once a process) is no part of the measured time."""
+    empty = at.new_serving(
+        PagedConfig(1), SchedulerConfig(), new_journal(0), requests=0, identities=0, hash_tokens=0, row_units=1
+    )
+    run(empty, np.array([0, 1, 0], np.int64), model)
+
+
+def simulation_state(
+    workload: Workload, allocator: AllocatorConfig, scheduler: SchedulerConfig | None, journal_words: int
+) -> at.Serving:
+    """State with all requests of `workload` known and none arrived; `journal_words` 0 keeps no journal."""
+    check_page_hashes(workload.hash_tokens, allocator)
+    config = scheduler or SchedulerConfig()
+    longest = workload.prompt_tokens.astype(np.int64) + np.minimum(workload.output_tokens, workload.token_limit)
+    pages = -(-int(longest.max()) // allocator.unit_tokens)
+    state = at.new_serving(
+        allocator,
+        config,
+        new_journal(journal_words),
+        requests=len(workload),
+        identities=len(workload.hashes),
+        hash_tokens=workload.hash_tokens,
+        row_units=min(pages, allocator.capacity_units),
+    )
+    facts = state.facts[1:]
+    facts[:, at.ARRIVAL] = workload.arrival_ns
+    facts[:, at.CLASS] = workload.class_id
+    facts[:, at.PROMPT] = workload.prompt_tokens
+    facts[:, at.LIMIT] = workload.token_limit
+    facts[:, at.INTENDED] = workload.output_tokens
+    facts[:, at.HASH_FIRST] = workload.hash_offsets[:-1]
+    facts[:, at.COVERED] = workload.covered_tokens()
+    state.hashes[: len(workload.hashes)] = workload.hashes
+    return state
+
+
+def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, seconds: float) -> Result:
+    tally = state.tally
+    averages = state.averages
+    first = state.first_token[1:]
+    got_one = first > 0
+    ttft = (first[got_one] - workload.arrival_ns[got_one]) / 1e9
+    active_ns = float(averages[at.ACTIVE_NS])
+    fragmented_ns = float(averages[at.FRAGMENTED_NS])
+    paged = bool(state.config[at.PAGED])
+    ended = int(tally[at.COMPLETED] + tally[at.REFUSED] + tally[at.ABORTED] + tally[at.ERRORS])
+    totals = state.reasons.sum(axis=0)
+    return Result(
+        requests=len(workload),
+        completed=int(tally[at.COMPLETED]),
+        refused=int(tally[at.REFUSED]),
+        errors=int(tally[at.ERRORS]),
+        unfinished=len(workload) - ended,
+        allocation_failures={reason.name.lower(): int(totals[reason]) for reason in Reason if totals[reason]},
+        failures_at_start=int(state.reasons[0].sum()),
+        failures_mid_stream=int(state.reasons[1].sum()),
+        preemptions=int(tally[at.PREEMPTIONS]),
+        recomputed_tokens=int(tally[at.LOST_TOKENS] - tally[at.AGAIN_HIT_TOKENS]),
+        evictions=int(state.pages.tally[page_pool.EVICTIONS]) if paged else 0,
+        prefix_lookup_tokens=int(tally[at.LOOKUP_TOKENS]),
+        prefix_hit_tokens=int(tally[at.HIT_TOKENS]),
+        readmission_lookup_tokens=int(tally[at.AGAIN_LOOKUP_TOKENS]),
+        readmission_hit_tokens=int(tally[at.AGAIN_HIT_TOKENS]),
+        relocations=int(tally[at.RELOCATIONS]),
+        copied_tokens=int(tally[at.COPIED_TOKENS]),
+        output_tokens=int(tally[at.OUTPUT_TOKENS]),
+        computed_tokens=int(tally[at.COMPUTED_TOKENS]),
+        tail_waste_ratio=float(averages[at.TAIL]) / active_ns if active_ns else None,
+        page_utilization_ratio=float(averages[at.UTILIZATION]) / active_ns if active_ns else None,
+        reserved_ratio=float(averages[at.RESERVED]) / active_ns if active_ns else None,
+        external_fragmentation_ratio=(
+            float(averages[at.FRAGMENTATION]) / fragmented_ns if fragmented_ns and not paged else None
+        ),
+        capacity_units=int(state.config[at.CAPACITY_UNITS]),
+        unit_tokens=int(state.config[at.UNIT_TOKENS]),
+        peak_active_units=int(tally[at.PEAK_ACTIVE]),
+        steps=int(tally[at.STEPS]),
+        duration_s=now_ns / 1e9,
+        ttft_p50_s=float(np.percentile(ttft, 50)) if ttft.size else None,
+        ttft_p99_s=float(np.percentile(ttft, 99)) if ttft.size else None,
+        deadlock=status == DEADLOCK,
+        step_limit_reached=status == STEP_LIMIT,
+        wall_seconds=seconds,
+    )
