@@ -1,6 +1,6 @@
 """CRC-32 of words, compiled: the checksum of a frame for whoever reads or writes many of them.
 
-The same number as `zlib.crc32` over the bytes of little-endian words; the probe, which writes one frame at a time, uses that.
+The same number as `zlib.crc32` over the bytes of little-endian words, which the probe uses for its one frame at a time.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """A kernel that becomes a part of each kernel that calls it: where a call costs more than what it does.
 
-    Each array handed over is seven values, so a call with many of them for one unit is slow. Use it where there are few callers.
+    Each array handed over is seven values, so a call with many of them for one unit is slow. Use it where there are
+    few callers.
     """
     return _compiled(function, {"forceinline": True})
 

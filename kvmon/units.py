@@ -1,6 +1,6 @@
 """Formatting of bytes, counts, durations and ratios for people, and parsing of sizes that people type.
 
-One place, so that a number reads the same in the terminal, in a report and in an error message. Nothing here measures anything.
+One place, so that a number reads the same in the terminal, in a report and in an error message. It measures nothing.
 """
 
 from __future__ import annotations
