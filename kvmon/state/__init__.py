@@ -1,0 +1,27 @@
+"""Fold events into the state of pools and requests; the only definitions of every number that kvmon shows."""
+
+from __future__ import annotations
+
+from kvmon.state.faults import Fault, FaultKind
+from kvmon.state.frames import FrameTable, ScanEnd, find_frame, scan
+from kvmon.state.pool import Failure, Histogram, Marks, PoolState, Slots
+from kvmon.state.stream import Claims, Step, StreamState
+from kvmon.state.survey import Survey
+
+__all__ = [
+    "Claims",
+    "Failure",
+    "Fault",
+    "FaultKind",
+    "FrameTable",
+    "Histogram",
+    "Marks",
+    "PoolState",
+    "ScanEnd",
+    "Slots",
+    "Step",
+    "StreamState",
+    "Survey",
+    "find_frame",
+    "scan",
+]

@@ -1,0 +1,229 @@
+"""Kernels for the requests of a stream: where each is in its life, and which units its block tables name.
+
+A row is held from arrival to finish. A block table is a list of nodes; a node counts while its unit still has the
+generation it was named at, so that a unit that went back to the pool leaves the table of its old owner by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvmon.events import RequestState
+from kvmon.jit import kernel
+from kvmon.state.arrays import HISTOGRAM_SLOTS, UNOWNED, Array, Detail, Faults, Ints, Misc, Nodes, Pools, Requests
+from kvmon.state.faults import FaultKind
+from kvmon.state.units import note
+
+__all__ = [
+    "add_to_table",
+    "computed_tokens",
+    "drop_table",
+    "find_row",
+    "forget_request",
+    "forget_unstated",
+    "new_row",
+    "observe_wait",
+    "recount",
+]
+
+_REFS = (1 << 24) - 1
+_SWEEP, _STALE = Misc.SWEEP, Misc.STALE_TABLES
+_ASSIGN_UNHELD = int(FaultKind.ASSIGN_UNHELD)
+_OUT_OF_RANGE = int(FaultKind.UNIT_OUT_OF_RANGE)
+_WAITING = int(RequestState.WAITING)
+_NODES_FREE, _NODES_LEFT, _SLOTS_LEFT, _SLOT_FREE, _STEPS, _TIME = (
+    Misc.NODES_FREE,
+    Misc.NODES_LEFT,
+    Misc.SLOTS_LEFT,
+    Misc.SLOT_FREE,
+    Misc.STEPS,
+    Misc.TIME,
+)
+
+
+@kernel
+def _place(requests: Requests, request: int) -> int:
+    """Where the key of a request is in the map, or would be."""
+    mask = len(requests.keys) - 1
+    at = (request * 0x9E3779B1 >> 7) & mask
+    while requests.keys[at] != 0 and requests.keys[at] != request:
+        at = (at + 1) & mask
+    return at
+
+
+@kernel
+def find_row(requests: Requests, request: int) -> int:
+    """The row of a live request, -1 where there is none."""
+    at = _place(requests, request)
+    return int(requests.slots[at]) if requests.keys[at] != 0 else -1
+
+
+@kernel
+def new_row(requests: Requests, misc: Ints, request: int) -> int:
+    """A cleared row for a request that has none; the caller made sure that one is free."""
+    row = int(misc[_SLOT_FREE])
+    misc[_SLOT_FREE] = requests.next_free[row]
+    misc[_SLOTS_LEFT] -= 1
+    at = _place(requests, request)
+    requests.keys[at] = request
+    requests.slots[at] = row
+    requests.id[row] = request
+    requests.state[row] = _WAITING
+    requests.class_id[row] = 0
+    requests.arrived[row] = misc[_TIME]
+    requests.admitted[row] = 0
+    requests.first_token[row] = 0
+    requests.starved[row] = 0
+    requests.prompt[row] = 0
+    requests.limit[row] = -1
+    requests.computed[row] = 0
+    requests.decoding[row] = -1
+    requests.reserved[row] = 0
+    requests.preemptions[row] = 0
+    requests.head[row] = -1
+    requests.units[row, :] = 0
+    requests.stated[row] = misc[_SWEEP]
+    return row
+
+
+@kernel
+def forget_request(requests: Requests, misc: Ints, row: int) -> None:
+    """Free the row and take the key out of the map, closing the gap it leaves."""
+    mask = len(requests.keys) - 1
+    hole = _place(requests, np.int64(requests.id[row]))
+    requests.keys[hole] = 0
+    at = (hole + 1) & mask
+    while requests.keys[at] != 0:
+        home = (np.int64(requests.keys[at]) * 0x9E3779B1 >> 7) & mask
+        if ((at - home) & mask) >= ((at - hole) & mask):
+            requests.keys[hole] = requests.keys[at]
+            requests.slots[hole] = requests.slots[at]
+            requests.keys[at] = 0
+            hole = at
+        at = (at + 1) & mask
+    requests.id[row] = 0
+    requests.next_free[row] = misc[_SLOT_FREE]
+    misc[_SLOT_FREE] = row
+    misc[_SLOTS_LEFT] += 1
+
+
+@kernel
+def computed_tokens(requests: Requests, row: int, steps: int) -> int:
+    """Tokens whose keys and values are written after `steps` folded steps: a running decode adds one a step."""
+    since = requests.decoding[row]
+    return int(requests.computed[row] + (steps - since if since >= 0 else 0))
+
+
+@kernel
+def observe_wait(requests: Requests, wait_ns: int) -> None:
+    """Count a wait for memory in its slot: slot k holds up to 2**k ms."""
+    ms = (wait_ns + 999_999) // 1_000_000
+    slot, rest = 0, ms - 1
+    while rest > 0:
+        rest >>= 1
+        slot += 1
+    requests.waits[min(slot, HISTOGRAM_SLOTS - 1)] += 1
+    requests.waits[HISTOGRAM_SLOTS] += ms
+
+
+@kernel
+def add_to_table(
+    words: Array,
+    at: int,
+    n: int,
+    first: int,
+    row: int,
+    pool: int,
+    status: Array,
+    misc: Ints,
+    pools: Pools,
+    detail: Detail,
+    requests: Requests,
+    nodes: Nodes,
+    faults: Faults,
+) -> None:
+    """Units first .. first + n - 1 (first > 0), or `words[at:at + n]`, join the table; the caller made sure of
+    enough nodes.
+    """
+    base, cap = pools.base[pool], pools.capacity[pool]
+    request = requests.id[row]
+    for k in range(n):
+        u = first + k if first > 0 else np.int64(words[at + k])
+        if u > cap or u < 1:
+            note(faults, misc, np.int64(_OUT_OF_RANGE), u, np.int64(request), np.int64(-1))
+            continue
+        i = base + u
+        if not status[i] & _REFS:
+            note(faults, misc, np.int64(_ASSIGN_UNHELD), u, np.int64(request), np.int64(-1))
+            continue
+        if detail.owners[i] == 0:
+            pools.counts[pool, UNOWNED] -= 1
+        if detail.owners[i] < 65535:
+            detail.owners[i] += np.uint16(1)
+        detail.owner[i] = request
+        node = int(misc[_NODES_FREE])
+        misc[_NODES_FREE] = nodes.next[node]
+        misc[_NODES_LEFT] -= 1
+        nodes.unit[node] = i
+        nodes.generation[node] = detail.generation[i]
+        nodes.pool[node] = pool
+        nodes.next[node] = requests.head[row]
+        requests.head[row] = node
+        requests.units[row, pool] += 1
+
+
+@kernel
+def drop_table(
+    row: int, status: Array, misc: Ints, pools: Pools, detail: Detail, requests: Requests, nodes: Nodes
+) -> None:
+    """The request names no unit any more; units that nobody names are unowned until they are given back."""
+    node = int(requests.head[row])
+    while node >= 0:
+        following = int(nodes.next[node])
+        i = nodes.unit[node]
+        if nodes.generation[node] == detail.generation[i] and detail.owners[i] > 0:
+            detail.owners[i] -= np.uint16(1)
+            if detail.owners[i] == 0 and status[i] & _REFS:
+                pools.counts[nodes.pool[node], UNOWNED] += 1
+        nodes.next[node] = misc[_NODES_FREE]
+        misc[_NODES_FREE] = node
+        misc[_NODES_LEFT] += 1
+        node = following
+    requests.head[row] = -1
+    requests.units[row, :] = 0
+
+
+@kernel
+def recount(misc: Ints, detail: Detail, requests: Requests, nodes: Nodes) -> None:
+    """Take the units that went back to their pool out of the tables that named them, so that `Requests.units` is
+    exact again.
+    """
+    for row in range(len(requests.id)):
+        if requests.id[row] == 0:
+            continue
+        requests.units[row, :] = 0
+        before, node = -1, int(requests.head[row])
+        while node >= 0:
+            following = int(nodes.next[node])
+            if nodes.generation[node] == detail.generation[nodes.unit[node]]:
+                requests.units[row, nodes.pool[node]] += 1
+                before = node
+            else:
+                if before < 0:
+                    requests.head[row] = following
+                else:
+                    nodes.next[before] = following
+                nodes.next[node] = misc[_NODES_FREE]
+                misc[_NODES_FREE] = node
+                misc[_NODES_LEFT] += 1
+            node = following
+    misc[_STALE] = 0
+
+
+@kernel
+def forget_unstated(status: Array, misc: Ints, pools: Pools, detail: Detail, requests: Requests, nodes: Nodes) -> None:
+    """A sweep has closed: requests that it did not name, and that did not arrive since it began, ended in a gap."""
+    for row in range(len(requests.id)):
+        if requests.id[row] and requests.stated[row] < misc[_SWEEP]:
+            drop_table(row, status, misc, pools, detail, requests, nodes)
+            forget_request(requests, misc, row)

@@ -1,0 +1,501 @@
+"""The state of one stream: fold frames, answer what is known now.
+
+One object for the exporter, for replay and for `kvmon verify`. Invariant: for every pool the states of its units sum
+to its capacity after every record. While the stream is converging (read from the middle, or after a gap) nothing that
+depends on the past is known, and `converged` says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmon.errors import RecordingError
+from kvmon.events import Event, Kind, decode
+from kvmon.events.totals import MAX_POOLS
+from kvmon.state.arrays import Array, Detail, Faults, Misc, Nodes, Pools, Requests, Runs
+from kvmon.state.faults import Fault, FaultKind
+from kvmon.state.frames import FrameTable, ScanEnd, scan
+from kvmon.state.kernels import DONE, NEEDS_NODES, NEEDS_ROWS, fold
+from kvmon.state.pool import PoolState
+from kvmon.state.requests import forget_unstated, recount
+from kvmon.state.units import audit_slice, clear_pool
+
+__all__ = ["Claims", "Step", "StreamState"]
+
+_FIRST_ROWS, _FIRST_NODES, _KEPT_FAULTS = 256, 4096, 1000
+_LARGEST_POOL = 1 << 27
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What the engine itself said it has, in units; None where it did not say."""
+
+    time_ns: int
+    available: int | None
+    evictable: int | None
+    protected: int | None
+    in_flight: int | None
+    usage: float | None
+
+    def residual(self, capacity: int) -> int | None:
+        """Sum of the claims less the capacity: negative = leak, positive = double free; None unless all is claimed."""
+        parts = (self.available, self.evictable, self.protected, self.in_flight)
+        known = [part for part in parts if part is not None]
+        return None if len(known) < len(parts) else sum(known) - capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The last engine step that was folded; times in ns of the engine's monotonic clock, tokens, requests, units."""
+
+    start_ns: int
+    duration_ns: int
+    prefill_tokens: int
+    decode_tokens: int
+    context_tokens: int
+    running: int
+    waiting: int
+    head_need: int | None
+
+
+class StreamState:
+    """Everything the events of one stream add up to.
+
+    `detail=False` folds only the states of units (no owners, ages, requests, free runs): faster, for questions that
+    need no more. `verify=True` also looks, at the end of each step, for tokens beyond units, and remembers every
+    fault.
+    """
+
+    def __init__(self, *, detail: bool = True, verify: bool = False) -> None:
+        self.config: dict[str, Any] = {}
+        self.pools: dict[int, PoolState] = {}
+        self.claims: dict[int, Claims] = {}
+        self.drift: dict[int, int | None] = {}
+        self.errors: list[Event] = []
+        self.lost_records = 0
+        self.gaps = 0
+        self.missing_frames = 0
+        self.damaged_frames = 0
+        self.next_frame: int | None = None
+        self.device_samples: dict[int, Event] = {}
+        self.verify = verify
+        self._detailed = detail
+        self._misc = np.zeros(Misc.WIDTH, np.int64)
+        self._misc[Misc.VERIFY] = verify
+        self._status: Array = np.zeros(8, np.uint32)
+        self._pools = Pools.make()
+        self._detail = Detail.make(8) if detail else None
+        self._runs = Runs.make(8) if detail else None
+        self._requests = Requests.make(_FIRST_ROWS) if detail else None
+        self._nodes = Nodes.make(_FIRST_NODES) if detail else None
+        self._misc[Misc.SLOTS_LEFT] = _FIRST_ROWS
+        self._misc[Misc.NODES_LEFT] = _FIRST_NODES
+        self._faults = Faults.make(_KEPT_FAULTS)
+        self._extra_faults: list[Fault] = []
+        self._sweeping = False
+        self._unbroken = False
+
+    # -- what is known --
+
+    @property
+    def converged(self) -> bool:
+        """Whether the whole past that matters is known."""
+        return bool(self._misc[Misc.CONVERGED])
+
+    @property
+    def time_ns(self) -> int:
+        """Time of the last folded frame, on the engine's monotonic clock."""
+        return int(self._misc[Misc.TIME])
+
+    @property
+    def steps(self) -> int:
+        """Steps folded so far."""
+        return int(self._misc[Misc.STEPS])
+
+    @property
+    def last_step(self) -> Step | None:
+        """The last step; None before the first one."""
+        if self.steps == 0:
+            return None
+        start, duration, prefill, decode, context, running, waiting, need = (
+            int(self._misc[slot])
+            for slot in (
+                Misc.STEP_START,
+                Misc.STEP_NS,
+                Misc.PREFILL,
+                Misc.DECODE,
+                Misc.CONTEXT,
+                Misc.RUNNING,
+                Misc.WAITING,
+                Misc.HEAD_NEED,
+            )
+        )
+        return Step(start, duration, prefill, decode, context, running, waiting, need or None)
+
+    @property
+    def last_step_time_ns(self) -> int:
+        """Time of the frame that the last step closed."""
+        return int(self._misc[Misc.LAST_STEP_TIME])
+
+    @property
+    def tallies(self) -> Pools:
+        """The arrays of the pools by number, cumulative numbers among them; to be read, never written."""
+        return self._pools
+
+    @property
+    def requests(self) -> Requests:
+        """The arrays of live requests; for `state.requests_view` and collectors.
+
+        Raises RecordingError when this state was folded without detail.
+        """
+        if self._requests is None or self._detail is None or self._nodes is None:
+            raise RecordingError("requests were not folded: this state holds units only")
+        if self._misc[Misc.STALE_TABLES]:
+            recount(self._misc, self._detail, self._requests, self._nodes)
+        return self._requests
+
+    def table(self, row: int, pool: int) -> npt.NDArray[np.int64]:
+        """Units of `pool` in the block table of the request in `row`, in the order of the sequence. Needs detail."""
+        nodes, detail = self._nodes, self._detail
+        if nodes is None or detail is None:
+            raise RecordingError("block tables were not folded: this state holds units only")
+        base, units = int(self._pools.base[pool]), []
+        node = int(self.requests.head[row])
+        while node >= 0:
+            unit = int(nodes.unit[node])
+            if nodes.pool[node] == pool and nodes.generation[node] == detail.generation[unit]:
+                units.append(unit - base)
+            node = int(nodes.next[node])
+        return np.array(units[::-1], np.int64)
+
+    @property
+    def fault_count(self) -> int:
+        """Faults found in all."""
+        return int(self._misc[Misc.FAULTS]) + len(self._extra_faults)
+
+    def faults(self) -> list[Fault]:
+        """The first faults found, in the order of the stream."""
+        found = [
+            Fault(
+                FaultKind(int(kind)),
+                int(frame),
+                int(word),
+                int(time),
+                int(pool),
+                *(None if value < 0 else int(value) for value in rest),
+            )
+            for kind, frame, word, time, pool, *rest in self._faults.rows[: self._misc[Misc.FAULTS]]
+        ]
+        return sorted(found + self._extra_faults, key=lambda fault: (fault.frame, fault.word))
+
+    # -- folding --
+
+    def apply(self, words: npt.NDArray[np.uint32], *, verify_checksums: bool = True) -> FrameTable:
+        """Fold the whole frames at the start of `words` and say how far they went; the rest is the caller's to
+        judge.
+        """
+        table = scan(words, verify=verify_checksums)
+        self.apply_frames(words, table)
+        return table
+
+    def apply_frames(self, words: npt.NDArray[np.uint32], table: FrameTable) -> None:
+        """Fold frames that were scanned before."""
+        start, count = 0, len(table.numbers)
+        breaks = np.flatnonzero(np.diff(table.numbers) != 1) + 1 if count else np.zeros(0, np.int64)
+        for stop in [*breaks.tolist(), count]:
+            if stop > start:
+                self._continue_at(int(table.numbers[start]), int(table.times[start]))
+                begin = int(table.ends[start - 1]) if start else 0
+                self._fold(words, begin, table.ends[start:stop], table.numbers[start:stop], table.times[start:stop])
+                self.next_frame = int(table.numbers[stop - 1]) + 1
+            start = stop
+
+    def apply_open(self, words: npt.NDArray[np.uint32]) -> bool:
+        """Fold the records of a frame that a dead writer never closed; False where they do not even parse."""
+        table = scan(words)
+        if len(words) == 0 or table.end not in (ScanEnd.ALL, ScanEnd.INCOMPLETE):
+            return False
+        if len(table.numbers):  # killed after it closed a frame and before it could say so
+            self.apply_frames(words, table)
+            words = words[table.consumed :]
+            if len(words) == 0:
+                return True
+        ends = np.array([_end_of_whole_records(words)], np.int64)
+        frame = np.array([self.next_frame or 0], np.int64)
+        self._fold(words, 0, ends, frame, np.array([self.time_ns], np.int64))
+        return True
+
+    def gap(self, *, frames: int = 0, damaged: int = 0) -> None:
+        """Something is missing here: nothing that depends on the past is known until a sweep closes."""
+        self.gaps += 1
+        self.missing_frames += frames
+        self.damaged_frames += damaged
+        self._misc[Misc.CONVERGED] = 0
+        self._sweeping = self._unbroken = False
+
+    def _continue_at(self, frame: int, time_ns: int) -> None:
+        expected = self.next_frame
+        if expected is not None and frame != expected:
+            self._note(FaultKind.FRAME_MISSING, frame, 0, time_ns, value=frame - expected)
+            self.gap(frames=max(frame - expected, 0))
+        elif expected is None:
+            self._unbroken = frame == 0
+
+    def _fold(self, words: Array, begin: int, ends: Array, numbers: Array, times: Array) -> None:
+        misc = self._misc
+        misc[Misc.AT] = misc[Misc.FRAME_START] = begin
+        misc[Misc.FRAME_AT] = 0
+        misc[Misc.POOL] = 1
+        while True:
+            why = fold(
+                words,
+                ends,
+                numbers,
+                times,
+                misc,
+                self._status,
+                self._pools,
+                self._detail,
+                self._runs,
+                self._requests,
+                self._nodes,
+                self._faults,
+            )
+            if why == DONE:
+                return
+            if why == NEEDS_ROWS:
+                self._grow_requests()
+            elif why == NEEDS_NODES:
+                self._grow_nodes()
+            else:
+                self._handle(words)
+
+    def _handle(self, words: Array) -> None:
+        """A record that changes the shape of the state, or that the kernel has no business with."""
+        at = int(self._misc[Misc.AT])
+        size = 1 + (int(words[at]) & 0x7FFFF)
+        pool = int(self._misc[Misc.POOL])
+        for event in decode(words[at : at + size].tolist()):
+            handler = _HANDLERS.get(event.kind)
+            if handler is not None:
+                handler(self, event, pool)
+        self._misc[Misc.AT] = at + size
+
+    def _engine_config(self, event: Event, pool: int) -> None:
+        self.config = _json(event.fields["text"])
+
+    def _pool_attached(self, event: Event, pool: int) -> None:
+        number, info = event.fields["pool"], _json(event.fields["text"])
+        if number in self.pools and event.fields["restated"]:
+            if int(info.get("capacity_units", 0)) != self.pools[number].capacity_units and _sound(number, info):
+                self._resize(number, int(info["capacity_units"]))  # it changed within a gap
+            return
+        if not _sound(number, info):
+            self._note_here(FaultKind.UNKNOWN_POOL, number)
+            return
+        known = self.converged if self.pools else self._unbroken
+        self._attach(number, info)
+        self._misc[Misc.CONVERGED] = known and bool(info.get("fresh"))
+
+    def _attach(self, number: int, info: dict[str, Any]) -> None:
+        pools, capacity = self._pools, int(info["capacity_units"])
+        if (
+            self._detail is not None and number in self.pools
+        ):  # block tables name units of the old size: they count for nothing
+            old = int(pools.base[number])
+            self._detail.generation[old + 1 : old + 1 + int(pools.capacity[number])] += 1
+            self._misc[Misc.STALE_TABLES] = 1
+        base = len(self._status)
+        self._status = np.concatenate((self._status, np.zeros(capacity + 2, np.uint32)))
+        if self._detail is not None and self._runs is not None:
+            more = Detail.make(capacity + 2)
+            self._detail = Detail(*(np.concatenate(pair) for pair in zip(self._detail, more, strict=True)))
+            self._runs = self._runs._replace(
+                length=_extended(self._runs.length, capacity + 2),
+                of_length=_extended(self._runs.of_length, capacity + 2),
+            )
+        pools.base[number] = base - 1
+        pools.capacity[number] = capacity
+        pools.unit_tokens[number] = max(1, int(info.get("unit_tokens", 1)))
+        pools.runs[number] = self._detailed and info.get("contiguity", "none") != "none"
+        pools.windowed[number] = bool(info.get("window_tokens"))
+        self._misc[Misc.POOLS] = max(int(self._misc[Misc.POOLS]), number)
+        clear_pool(number, self._status, pools, self._detail, self._runs)
+        self.pools[number] = PoolState(number, info, self)
+
+    def _pool_changed(self, event: Event, pool: int) -> None:
+        number = event.fields["pool"]
+        known = self.pools.get(number)
+        if known is None:
+            self._note_here(FaultKind.UNKNOWN_POOL, number)
+            return
+        capacity = int(event.fields["capacity_units"])
+        used = int(self._pools.counts[number, :4].sum())
+        if capacity < used:
+            self._note_here(FaultKind.CAPACITY_BELOW_USE, number, value=used - capacity)
+        if _sound(number, {"capacity_units": capacity}):
+            self._resize(number, capacity)
+
+    def _resize(self, number: int, capacity: int) -> None:
+        old_base, old_capacity = int(self._pools.base[number]), int(self._pools.capacity[number])
+        status = self._status[old_base + 1 : old_base + 1 + min(old_capacity, capacity)].copy()
+        self._attach(number, {**self.pools[number].info, "capacity_units": capacity})
+        self._refill(number, status)
+
+    def _refill(self, number: int, status: Array) -> None:
+        """A resized pool keeps the status of the units it still has; owners are known again after the next sweep."""
+        self._misc[Misc.CONVERGED] = 0
+        audit_slice(
+            status,
+            0,
+            len(status),
+            1,
+            False,
+            number,
+            self._misc,
+            self._status,
+            self._pools,
+            self._detail,
+            self._runs,
+            self._faults,
+        )
+
+    def _audit_sweep(self, event: Event, pool: int) -> None:
+        if not event.fields["ended"]:
+            self._sweeping = True
+            self._misc[Misc.SWEEP] += 1
+            self._misc[Misc.STRANGE_POOL] = 0
+        elif self._sweeping and self.pools and not self._misc[Misc.STRANGE_POOL]:
+            if (
+                not self.converged
+                and self._detail is not None
+                and self._requests is not None
+                and self._nodes is not None
+            ):
+                forget_unstated(self._status, self._misc, self._pools, self._detail, self._requests, self._nodes)
+            self._sweeping, self._unbroken = False, True
+            self._misc[Misc.CONVERGED] = 1
+
+    def _gap(self, event: Event, pool: int) -> None:
+        self.lost_records += int(event.fields["lost"])
+        self._note_here(FaultKind.RECORDS_LOST, pool, value=int(event.fields["lost"]))
+        self.gap()
+
+    def _claims(self, event: Event, pool: int) -> None:
+        fields = event.fields
+        usage = fields["usage"]
+        self.claims[pool] = claims = Claims(
+            self.time_ns,
+            fields["available"],
+            fields["evictable"],
+            fields["protected"],
+            fields["in_flight"],
+            None if usage is None else usage / 1_000_000,
+        )
+        known = self.pools.get(pool)
+        if known is None or not self.converged:
+            self.drift.pop(pool, None)
+            return
+        drift = self.drift[pool] = known.drift(claims)
+        if drift:
+            self._note_here(FaultKind.CLAIMS_DRIFT, pool, value=drift)
+        residual = claims.residual(known.capacity_units)
+        if residual:
+            self._note_here(FaultKind.RESIDUAL, pool, value=residual)
+
+    def _engine_error(self, event: Event, pool: int) -> None:
+        self.errors = [*self.errors[-99:], event]
+
+    def _device_sample(self, event: Event, pool: int) -> None:
+        self.device_samples[event.fields["device"]] = event
+
+    def _note_here(self, kind: FaultKind, pool: int, value: int | None = None) -> None:
+        misc = self._misc
+        word = int(misc[Misc.AT] - misc[Misc.FRAME_START])
+        self._note(kind, int(misc[Misc.FRAME]), word, self.time_ns, pool=pool, value=value)
+
+    def _note(
+        self, kind: FaultKind, frame: int, word: int, time_ns: int, *, pool: int = 1, value: int | None = None
+    ) -> None:
+        if len(self._extra_faults) < _KEPT_FAULTS:
+            self._extra_faults.append(Fault(kind, frame, word, time_ns, pool, value=value))
+
+    def _grow_requests(self) -> None:
+        assert self._requests is not None  # only asked for with detail
+        old = self._requests
+        rows = len(old.id)
+        grown = Requests.make(rows * 2)
+        for name in Requests._fields:
+            if name not in ("keys", "slots", "next_free", "waits"):
+                getattr(grown, name)[:rows] = getattr(old, name)
+        grown.waits[:] = old.waits
+        mask = len(grown.keys) - 1
+        for row, request in enumerate(old.id.tolist()):
+            at = (request * 0x9E3779B1 >> 7) & mask
+            while grown.keys[at]:
+                at = (at + 1) & mask
+            grown.keys[at], grown.slots[at] = request, row
+        self._requests = grown
+        self._misc[Misc.SLOT_FREE] = rows
+        self._misc[Misc.SLOTS_LEFT] = rows
+
+    def _grow_nodes(self) -> None:
+        assert self._nodes is not None  # only asked for with detail
+        size, need = len(self._nodes.unit), max(len(self._nodes.unit), int(self._pools.capacity.max()))
+        more = Nodes.make(need)
+        grown = Nodes(*(np.concatenate(pair) for pair in zip(self._nodes, more, strict=True)))
+        grown.next[size:] = np.arange(size + 1, size + need + 1)
+        grown.next[-1] = self._misc[Misc.NODES_FREE]
+        self._misc[Misc.NODES_FREE] = size
+        self._misc[Misc.NODES_LEFT] += need
+        self._nodes = grown
+
+
+def _sound(number: int, info: dict[str, Any]) -> bool:
+    return 1 <= number <= MAX_POOLS and 0 < int(info.get("capacity_units", 0)) < _LARGEST_POOL
+
+
+def _extended(array: Array, more: int) -> Array:
+    """The array with `more` zeros behind it, which take no memory before something is written there."""
+    longer = np.zeros(len(array) + more, array.dtype)
+    longer[: len(array)] = array
+    return longer
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _end_of_whole_records(words: Array) -> int:
+    at = 0
+    while at < len(words):
+        word = int(words[at])
+        op = word >> 27
+        size = (
+            1 if op < 10 or op == 30 else 1 + (word & 0x7FFFFFF) if op < 20 else 2 if op < 30 else 1 + (word & 0x7FFFF)
+        )
+        if at + size > len(words):
+            break
+        at += size
+    return at
+
+
+_HANDLERS = {
+    Kind.ENGINE_CONFIG: StreamState._engine_config,
+    Kind.POOL_ATTACHED: StreamState._pool_attached,
+    Kind.POOL_CHANGED: StreamState._pool_changed,
+    Kind.AUDIT_SWEEP: StreamState._audit_sweep,
+    Kind.GAP: StreamState._gap,
+    Kind.CLAIMS: StreamState._claims,
+    Kind.ENGINE_ERROR: StreamState._engine_error,
+    Kind.DEVICE_SAMPLE: StreamState._device_sample,
+}
