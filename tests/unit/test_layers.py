@@ -21,7 +21,8 @@ DIRECTIONS: dict[str, set[str]] = {
     "catalog": {"errors"},
     "events": {"errors"},
     "recording": {"events"},
-    "capture": {"recording", "jit", "units"},
+    # a checkpoint in a capture is a state, so a capture folds what it writes
+    "capture": {"recording", "state", "jit", "units"},
     "probe": {"recording", "events"},
     "adapters": {"probe", "allocators", "serving", "crc"},
     "allocators": {"errors", "jit", "units"},
