@@ -1,0 +1,117 @@
+"""From a recording directory to a capture: every stream, or some of them, or only the last minutes.
+
+One pass in bounded memory. Each life of an engine becomes a stream of its own, because its frames are counted from its
+own start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmon.capture.pieces import Hole, StreamFacts, apply_piece
+from kvmon.capture.recorded import Life, read_recorded, segment_times
+from kvmon.capture.writer import CaptureWriter, StreamSink
+from kvmon.errors import RecordingError
+from kvmon.recording import StreamReader, find_streams
+from kvmon.recording.reader import Position
+from kvmon.state import StreamState
+
+__all__ = ["Copied", "copy_recording", "select_streams"]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """One stream of the new capture and where it came from."""
+
+    facts: StreamFacts
+    sink: StreamSink
+    source: str
+    alive: bool | None
+    holes: tuple[Hole, ...]
+
+
+def select_streams(directory: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The streams of a recording directory, all or those named (`<engine>-<rank>`, as their directories are).
+
+    Raises RecordingError where the directory holds none, or none of a name.
+    """
+    found = {path.name: path for path in find_streams(directory)}
+    if not found:
+        raise RecordingError(f"{directory} holds no stream: give the directory the engine has in KVMON_DIR")
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise RecordingError(f"no stream '{unknown[0]}' in {directory}: it has {', '.join(found)}")
+    return [found[name] for name in names] if names else list(found.values())
+
+
+def copy_recording(
+    streams: Sequence[Path],
+    writer: CaptureWriter,
+    *,
+    last_ns: int | None = None,
+    progress: Callable[[int], None] = lambda words: None,
+) -> list[Copied]:
+    """Copy recorded streams into a capture; `progress` is told the number of words after each piece.
+
+    With `last_ns`, a stream begins with the segment in which that much time before its end lies. What came before is
+    folded, not written: the state at that point becomes the first checkpoint, so that nothing of it is unknown.
+    """
+    copied = []
+    for path in streams:
+        first = None if last_ns is None else _first_segment(path, last_ns)
+        copied += _copy_stream(path, writer, first, progress)
+    return copied
+
+
+def _copy_stream(path: Path, writer: CaptureWriter, first: int | None, progress: Callable[[int], None]) -> list[Copied]:
+    epoch, state = _fold_before(path, first) if first is not None else (None, None)
+    alive = StreamReader(path).alive()
+    copied: list[Copied] = []
+    holes: list[Hole] = []
+    for piece in read_recorded(path, first=first):
+        if isinstance(piece, Life):
+            known = state if state is not None and state.converged and piece.facts.epoch == epoch else None
+            sink = writer.add_stream(piece.facts, state=known)
+            holes = []
+            copied.append(Copied(piece.facts, sink, path.name, alive, ()))
+            continue
+        if not copied:
+            continue  # a damaged segment before the first sound one: nothing is known of its stream
+        sink = copied[-1].sink
+        before = sink.words
+        sink.add(piece)
+        if isinstance(piece, Hole):
+            holes.append(piece)
+            copied[-1] = Copied(copied[-1].facts, sink, path.name, alive, tuple(holes))
+        progress(sink.words - before)
+    for stream in copied:
+        stream.sink.flush()
+    return copied
+
+
+def _fold_before(path: Path, first: int) -> tuple[bytes | None, StreamState | None]:
+    epoch, state = None, StreamState()
+    for piece in read_recorded(path, stop=first):
+        if isinstance(piece, Life):
+            epoch, state = piece.facts.epoch, StreamState()
+        else:
+            apply_piece(state, piece)
+    return epoch, state
+
+
+def _first_segment(path: Path, last_ns: int) -> int | None:
+    """The segment in which the time `last_ns` before the stream's end lies; None where that is before its beginning."""
+    times = segment_times(path)
+    if not times:
+        return None
+    reader = StreamReader(path, Position(times[-1][0], 0))
+    try:
+        reader.poll()
+        live = reader.live()
+    finally:
+        reader.close()
+    end = max(times[-1][1], live.heartbeat_ns if live else 0)
+    early = [index for index, began in times if began <= end - last_ns]
+    return early[-1] if early and early[-1] != times[0][0] else None

@@ -1,0 +1,136 @@
+"""`kvmon capture`: keep what a recording directory holds as one file, of a living engine or of a dead one.
+
+The engine is not disturbed: its files are read, nothing is locked or changed, and the key of the page hashes stays
+where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmon.errors import ConfigError
+from kvmon.units import format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from kvmon.capture.copying import Copied
+
+__all__ = ["as_json", "as_text", "command", "parse_duration", "progress_of_words"]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
+
+
+@click.command("capture")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write, X.kvmon.")
+@click.option(
+    "--stream", "streams", multiple=True, help="Only this stream, by the name of its directory; may be repeated."
+)
+@click.option(
+    "--last", metavar="TIME", help="Only the last TIME before the end of each stream, such as 90s, 10m or 2h."
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--json", "json_", is_flag=True, help="Print the summary as one JSON object.")
+def command(
+    directory: Path, output: Path, streams: tuple[str, ...], last: str | None, force: bool, json_: bool
+) -> None:
+    """Keep what the recording in DIRECTORY holds as one compressed, checksummed file.
+
+    Works while the engine runs and after it died. Each life of an engine becomes a stream of its own. With --last, a
+    stream begins with the segment in which that time lies; the state before it is kept, so that nothing is unknown.
+    """
+    last_ns = None if last is None else round(parse_duration(last) * 1e9)
+    from kvmon.capture import CaptureWriter
+    from kvmon.capture.copying import copy_recording, select_streams
+
+    chosen = select_streams(directory, streams)
+    with CaptureWriter(output, force=force) as writer, progress_of_words(chosen, "capturing") as advance:
+        copied = copy_recording(chosen, writer, last_ns=last_ns, progress=advance)
+    click.echo(as_json(output, copied) if json_ else as_text(output, copied))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `90s`, `10m`, `2h` or `1.5d`. Raises ConfigError when `text` is no duration."""
+    match = _DURATION.match(text)
+    if match is None or float(match.group(1)) == 0:
+        raise ConfigError(f"'{text}' is no time: write a number with s, m, h or d, such as 90s or 10m")
+    return float(match.group(1)) * _SECONDS[match.group(2).lower()]
+
+
+@contextmanager
+def progress_of_words(paths: Sequence[Path], label: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while words of these streams or files are read; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda words: None
+        return
+    files = [file for path in paths for file in (path.glob("*.seg") if path.is_dir() else [path])]
+    total = sum(file.stat().st_size // 4 for file in files if file.exists())
+    with click.progressbar(length=max(total, 1), label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def as_text(output: Path, copied: Sequence[Copied]) -> str:
+    """The summary for people: a line for the file, one for each stream, one for each hole."""
+    size = output.stat().st_size
+    operations = sum(stream.sink.unit_operations for stream in copied)
+    each = f", {size / operations:.2f} bytes a unit-operation" if operations else ""
+    lines = [f"{output}: {format_bytes(size)}, {format_count(len(copied))} streams{each}"]
+    for stream in copied:
+        sink = stream.sink
+        seconds = ((sink.last_time_ns or 0) - (sink.first_time_ns or 0)) / 1e9
+        lines.append(
+            f"  {stream.facts.name} ({_life(stream)}): {format_count(sink.frames)} frames, "
+            f"{format_count(sink.unit_operations)} unit-operations, {format_duration(seconds)}"
+        )
+        lines += [f"    {_hole(hole.reason, hole.frame, hole.frames)}" for hole in stream.holes]
+    return "\n".join(lines)
+
+
+def as_json(output: Path, copied: Sequence[Copied]) -> str:
+    """The summary for machines."""
+    size = output.stat().st_size
+    operations = sum(stream.sink.unit_operations for stream in copied)
+    value: dict[str, Any] = {
+        "path": str(output),
+        "bytes": size,
+        "unit_operations": operations,
+        "bytes_per_unit_operation": size / operations if operations else None,
+        "streams": [
+            {
+                "engine": stream.facts.engine,
+                "rank": stream.facts.rank,
+                "source": stream.source,
+                "alive": stream.alive,
+                "frames": stream.sink.frames,
+                "unit_operations": stream.sink.unit_operations,
+                "first_time_ns": stream.sink.first_time_ns,
+                "last_time_ns": stream.sink.last_time_ns,
+                "wall_ns": stream.facts.wall_ns,
+                "mono_ns": stream.facts.mono_ns,
+                "holes": [
+                    {"reason": hole.reason, "frame": hole.frame, "frames": hole.frames, "damaged": hole.damaged}
+                    for hole in stream.holes
+                ],
+            }
+            for stream in copied
+        ],
+    }
+    return json.dumps(value, indent=2)
+
+
+def _life(stream: Copied) -> str:
+    return {True: "alive", False: "ended", None: "not seen whether alive"}[stream.alive]
+
+
+def _hole(reason: str, frame: int | None, frames: int) -> str:
+    if frame is None:
+        return f"hole: {reason}"
+    return f"hole: {reason}: {format_count(frames)} frames from frame {frame} on"
