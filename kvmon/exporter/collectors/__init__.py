@@ -1,0 +1,7 @@
+"""The collectors, one topic of the catalogue a file; a new one is registered by one line in `registry.py`."""
+
+from __future__ import annotations
+
+from kvmon.exporter.collectors.registry import COLLECTORS, Collector, Source
+
+__all__ = ["COLLECTORS", "Collector", "Source"]
