@@ -1,0 +1,21 @@
+"""Reports for people: a serialisable model of what is known, and renderers that only draw it."""
+
+from __future__ import annotations
+
+from kvmon.report.collect import Liveness, Rates, stream_view
+from kvmon.report.memory_map import Cell, MemoryMap, memory_map
+from kvmon.report.view import FailureView, HolderView, PoolView, Screen, StreamView
+
+__all__ = [
+    "Cell",
+    "FailureView",
+    "HolderView",
+    "Liveness",
+    "MemoryMap",
+    "PoolView",
+    "Rates",
+    "Screen",
+    "StreamView",
+    "memory_map",
+    "stream_view",
+]
