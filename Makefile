@@ -32,8 +32,8 @@ check: .venv/.installed ## Check format, lint, types and that generated files ar
 docs: .venv/.installed ## Write the generated pages anew.
 	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 
-bench: .venv/.installed ## Run the benchmarks and print their figures.
-	@$(BIN)/python -m pytest tests/benchmarks --capture no $(ARGS)
+bench: .venv/.installed ## Run the benchmarks and print their table (ARGS="probe fold" for some of them).
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean: ## Remove .venv and everything else that the other targets made.
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
