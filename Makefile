@@ -16,11 +16,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/.installed ## Run the demo (ARGS="SCENARIO").
+demo: .venv/.installed ## Run the demo (ARGS="--seed 3 --seconds 60").
 	@$(BIN)/kvmon demo $(ARGS)
 
 test: .venv/.installed .venv/.tools ## Run the tests (ARGS="-m 'not slow'" for the short ones).
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --durations 15 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
 
 check: .venv/.installed ## Check format, lint, types and that generated files are up to date.
 	@$(BIN)/ruff format --check .

@@ -1,14 +1,11 @@
 """What the exporter costs: scrapes over HTTP, processor time while engines run, memory.
 
-    python -m tests.benchmarks.bench_exporter [--ranks 8] [--units 65536] [--seconds 20] [--rate 25000]
-
-Writer processes fill the pools and then record `--rate` unit-operations a second in all; the exporter is a process of
-its own, scraped over HTTP as Prometheus does. Targets: p99 under 10 ms, under 2 % of a core, RSS under 200 MB.
+Writer processes (`python -m tests.benchmarks.bench_exporter DIR RANK`) fill the pools and then record a steady rate of
+unit-operations; the exporter is a process of its own, scraped over HTTP as Prometheus does.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import http.client
 import subprocess
@@ -18,13 +15,17 @@ import time
 from pathlib import Path
 
 from kvmon.probe import PoolInfo, StreamProbe
+from tests.benchmarks.table import Row
 
+RANKS, UNITS = 8, 65_536
+RATE = 25_000.0  # unit-operations a second, all ranks together
+IDLE_SECONDS, SCRAPES = 15.0, 300
 _SEQUENCE = 37  # units of a sequence, as in a vLLM-like mix
 _PORT = 10597
 _HEADERS = {"Accept": "application/openmetrics-text;version=1.0.0", "Accept-Encoding": "gzip"}
 
 
-def write(directory: Path, rank: int, units: int, rate: float) -> None:
+def write(directory: Path, rank: int, units: int = UNITS, rate: float = RATE / RANKS) -> None:
     """Fill most of a pool, then replace sequences at `rate` unit-operations a second until killed."""
     probe = StreamProbe(directory, "bench", rank, config={"fidelity": "exact", "adapter": "bench"})
     pool = probe.attach_pool(PoolInfo("kv", units, 2 << 20, 16))
@@ -102,69 +103,57 @@ def wait_until_ready(connection: http.client.HTTPConnection, seconds: float = 12
     raise SystemExit("the exporter did not become ready")
 
 
-def measure(directory: Path, options: argparse.Namespace) -> None:
-    """Print the rows."""
+def measure(directory: Path) -> list[Row]:
+    """An exporter over running writers: processor time without scrapes, then scrapes, then memory."""
+    address = f"127.0.0.1:{_PORT}"
     exporter = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "kvmon",
-            "exporter",
-            "--dir",
-            str(directory),
-            "--web.listen-address",
-            f"127.0.0.1:{_PORT}",
-        ]
+        [sys.executable, "-m", "kvmon", "exporter", "--dir", str(directory), "--web.listen-address", address],
+        stderr=subprocess.DEVNULL,
     )
     connection = http.client.HTTPConnection("127.0.0.1", _PORT, timeout=30)
     try:
-        print(f"ready after                     {wait_until_ready(connection):8.1f} s")
+        wait_until_ready(connection)
         before, start = processor_seconds(exporter.pid), time.monotonic()
-        time.sleep(options.seconds)
+        time.sleep(IDLE_SECONDS)
         used = (processor_seconds(exporter.pid) - before) / (time.monotonic() - start)
-        print(f"processor, not scraped          {used * 100:8.2f} % of a core")
-        times = []
-        for _ in range(200):
+        times, series = [], 0
+        for _ in range(SCRAPES):
             seconds, status, body = scrape(connection)
             if status != 200:
                 raise SystemExit(f"a scrape was answered {status}")
-            times.append(seconds)
+            times.append(seconds * 1e3)
+            series = sum(not line.startswith(b"#") for line in body.splitlines())
             time.sleep(0.05)
-        times.sort()
-        lines = [line for line in body.splitlines() if not line.startswith(b"#")]
-        print(f"series                          {len(lines):8d}")
-        for name, at in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
-            print(
-                f"scrape {name}                      {times[min(int(len(times) * at), len(times) - 1)] * 1e3:8.2f} ms"
-            )
-        print(f"resident                        {resident_mb(exporter.pid):8.1f} MB")
-        print(f"resident, peak                  {resident_mb(exporter.pid, 'VmHWM'):8.1f} MB")
+        memory = resident_mb(exporter.pid)
     finally:
         connection.close()
         exporter.terminate()
         exporter.wait()
+    times.sort()
+    p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
+    fast = float(times[0])
+    return [
+        Row(
+            f"exporter: scrape over HTTP, {RANKS} ranks x {UNITS:,} units, {series} series, writers on the same cores",
+            f"best {fast:.1f}, p50 {p50:.1f}, p99 {p99:.1f} ms",
+            "p99 10 ms",
+            p99 < 10,
+        ),
+        Row(f"exporter: CPU at {RATE:,.0f} unit-operations/s", f"{used * 100:.1f} % of a core", "2 %", used < 0.02),
+        Row("exporter: resident memory", f"{memory:.0f} MB", "200 MB", memory < 200),
+    ]
 
 
-def main() -> None:
-    """Run writers and exporter."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--units", type=int, default=65_536)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--rate", type=float, default=25_000.0, help="unit-operations a second, all ranks together")
-    parser.add_argument("--write", nargs=2, metavar=("DIR", "RANK"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.write:
-        write(Path(options.write[0]), int(options.write[1]), options.units, options.rate / options.ranks)
+def rows() -> list[Row]:
+    """The rows of this file."""
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-m", "tests.benchmarks.bench_exporter", "--units", str(options.units)]
-        command += ["--ranks", str(options.ranks), "--rate", str(options.rate), "--write", place]
-        writers = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE) for n in range(options.ranks)]
+        command = [sys.executable, "-m", "tests.benchmarks.bench_exporter", place]
+        writers = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE) for rank in range(RANKS)]
         try:
             for writer in writers:
                 if writer.stdout is not None:
                     writer.stdout.readline()
-            measure(Path(place), options)
+            return measure(Path(place))
         finally:
             for writer in writers:
                 writer.kill()
@@ -172,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write(Path(sys.argv[1]), int(sys.argv[2]))
