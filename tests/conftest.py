@@ -1,4 +1,4 @@
-"""What every test may use: hypothesis profiles and the Prometheus binaries."""
+"""What every test may use: hypothesis profiles, the Prometheus binaries, the public request traces."""
 
 from __future__ import annotations
 
@@ -35,3 +35,13 @@ def prometheus_binaries() -> PrometheusBinaries:
             pytest.fail(message)
         pytest.skip(message)
     return PrometheusBinaries(Path(prometheus), Path(promtool))
+
+
+@pytest.fixture(scope="session")
+def traces() -> Path:
+    """The traces folder: KVMON_TRACES, or `shared/traces` beside the checkout; without it the test skips."""
+    beside = Path(__file__).parents[2] / "shared" / "traces"
+    folder = Path(os.environ.get("KVMON_TRACES", beside))
+    if not folder.is_dir():
+        pytest.skip("no request traces here: point KVMON_TRACES at a folder that has mooncake/ and azure-llm-2023/")
+    return folder

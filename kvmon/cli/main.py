@@ -45,13 +45,12 @@ class Verb:
 
 
 VERBS = {
-    "demo": Verb("kvmon.cli.demo:command", "Run the reference engine, the exporter and the diagnosis on this machine."),
+    "demo": Verb("kvmon.cli.demo:command", "Serve the same traffic through two allocators, side by side."),
     "exporter": Verb("kvmon.cli.exporter:command", "Follow recordings and serve their metrics to Prometheus."),
     "top": Verb("kvmon.cli.top:command", "Watch the KV memory of running engines in the terminal."),
     "capture": Verb("kvmon.cli.capture:command", "Keep a recording as one compressed file, also of a dead engine."),
-    "replay": Verb("kvmon.cli.replay:command", "Say what happened in a capture, and what would have avoided it."),
     "verify": Verb("kvmon.cli.verify:command", "Check that a recording or capture is whole and consistent."),
-    "simulate": Verb("kvmon.cli.simulate:command", "Run a request trace or scenario under an allocator."),
+    "simulate": Verb("kvmon.cli.simulate:command", "Run a request trace through an allocator."),
     "metrics": Verb("kvmon.cli.metrics:command", "List every metric with its meaning, unit and labels."),
 }
 

@@ -164,7 +164,7 @@ def _print(result: Result, title: str) -> None:
 
     hits = result.prefix_hit_tokens / result.prefix_lookup_tokens if result.prefix_lookup_tokens else None
     failures = ", ".join(f"{name} {format_count(count)}" for name, count in result.allocation_failures.items())
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in (
@@ -183,7 +183,8 @@ def _print(result: Result, title: str) -> None:
         ("simulated / wall time", f"{seconds(result.duration_s)} / {seconds(result.wall_seconds)}"),
     ):
         table.add_row(name, value)
-    console = Console()
+    console = Console(highlight=False)
+    console.print(title, style="bold")
     console.print(table)
     console.print(_sentence(result))
 
