@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, Tail
-from kvmon.errors import InputError, NewerFormatError, RecordingError
+from kvmon.errors import InputError, NewerFormatError, RecordingError, SystemRefused
 from kvmon.events import Kind, record_words
 from kvmon.events.wire import LONG
 from kvmon.recording import Header, Position, StreamReader
@@ -87,8 +87,8 @@ def _segments(path: Path) -> list[int]:
         raise _no_permission(path) from None
 
 
-def _no_permission(path: Path) -> RecordingError:
-    return RecordingError(f"no permission to read {path}: run as the engine's user or set KVMON_GROUP")
+def _no_permission(path: Path) -> SystemRefused:
+    return SystemRefused(f"no permission to read {path}: run as the engine's user or set KVMON_GROUP")
 
 
 def facts_of(header: Header) -> StreamFacts:

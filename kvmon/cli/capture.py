@@ -29,8 +29,10 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
 
 
 @click.command("capture")
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write, X.kvmon.")
+@click.argument("directory", type=click.Path(path_type=Path, readable=False))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, readable=False), required=True, help="The file to write, X.kvmon."
+)
 @click.option(
     "--stream", "streams", multiple=True, help="Only this stream, by the name of its directory; may be repeated."
 )

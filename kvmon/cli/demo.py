@@ -39,7 +39,7 @@ _STOP_SECONDS = 10.0
 )
 @click.option("--seconds", default=30.0, show_default=True, help="How long it runs.")
 @click.option("--speed", default=5.0, show_default=True, help="How much faster than real the engines serve.")
-@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Record here, and keep it.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path, readable=False), help="Record here, and keep it.")
 @click.option("--keep", is_flag=True, help="Keep the recording; without --dir in a new temporary directory.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port of the metrics.  [default: 10490, or any free one]")
 @click.option("--no-exporter", is_flag=True, help="Serve no metrics.")

@@ -138,6 +138,9 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
         return _fail(error.format_message(), 2, debug)
     except KvmonError as error:
         return _fail(str(error), error.exit_code, debug)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"the machine refused{where}: {error.strerror or error}: check permissions and disk", 4, debug)
     except Exception as error:
         hint = "" if debug else "; set KVMON_DEBUG=1 for the traceback"
         return _fail(f"internal error: {type(error).__name__}: {error}{hint}", 70, debug)
@@ -153,6 +156,9 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 def entry_point() -> None:
     """The console script: shell completion, then `run` with the process's arguments and environment."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it: what would be written there is not wanted
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
     instruction = os.environ.get("_KVMON_COMPLETE")
     if instruction:
         from click.shell_completion import shell_complete

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmon.errors import ConfigError
+
 if TYPE_CHECKING:
     from kvmon.allocators import AllocatorConfig
     from kvmon.serving.config import SchedulerConfig
@@ -29,13 +31,19 @@ def simulate_into_capture(
 ) -> Result:
     """Simulate and write the capture `out`; `token_bytes` = bytes of one token's keys and values, 0 = not known.
 
-    Raises InputError and SystemRefused as `CaptureWriter` does; then no file is left behind.
+    Raises ConfigError for a pool of more units than events can name, InputError and SystemRefused as `CaptureWriter`
+    does; then no file is left behind.
     """
     from kvmon.adapters.journal_words import JournalWords
     from kvmon.adapters.reference import engine_config, pool_info
     from kvmon.capture import CaptureWriter, StreamFacts
+    from kvmon.events.wire import MAX_UNIT
     from kvmon.simulate import simulate
 
+    if allocator.capacity_units > MAX_UNIT:
+        raise ConfigError(
+            f"a capture numbers at most {MAX_UNIT} units and the pool has {allocator.capacity_units}: use larger blocks"
+        )
     config = {"engine": "simulator", "workload": workload.name, **engine_config(allocator, scheduler)}
     with CaptureWriter(out, force=force, wall=lambda: 0) as writer:
         words = JournalWords(

@@ -23,7 +23,7 @@ _DEFAULT_BLOCK = {"paged": 16, "first-fit": 1}
 
 
 @click.command("simulate")
-@click.argument("trace", type=click.Path(path_type=Path))
+@click.argument("trace", type=click.Path(path_type=Path, readable=False))
 @click.option("--format", "trace_format", help="mooncake, azure or csv; without it, the first line decides.")
 @click.option("--allocator", default="paged", show_default=True, help="paged or first-fit.")
 @click.option(
@@ -48,7 +48,9 @@ _DEFAULT_BLOCK = {"paged": 16, "first-fit": 1}
     help="A running request that cannot grow: preempt the youngest, wait, or abort.",
 )
 @click.option("--limit", type=int, help="Only the first N requests of the trace.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write every event of the run into this capture (.kvmon).")
+@click.option(
+    "--out", type=click.Path(path_type=Path, readable=False), help="Write every event of the run into this capture."
+)
 @click.option("--force", is_flag=True, help="Replace the capture if it is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(

@@ -23,7 +23,7 @@ _ONE_LOOK = 0.3
 
 
 @click.command("top")
-@click.argument("directory", required=False, envvar="KVMON_DIR", type=click.Path(path_type=Path))
+@click.argument("directory", required=False, envvar="KVMON_DIR", type=click.Path(path_type=Path, readable=False))
 @click.option("--engine", "engines", multiple=True, metavar="NAME", help="Show this engine only; may be repeated.")
 @click.option("--once", is_flag=True, help="Print one frame and exit; so it is where the output is no terminal.")
 @click.option("--json", "json_", is_flag=True, help="Print one frame as a JSON object and exit.")

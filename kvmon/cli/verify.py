@@ -25,7 +25,7 @@ _SHOWN = 20  # faults that are printed one by one
 
 
 @click.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path, readable=False))
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object, every kept fault with its position.")
 def command(path: Path, json_: bool) -> None:
     """Check that PATH, a capture file or a recording directory, is whole and consistent.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvmon.errors import NewerFormatError, RecordingError
+from kvmon.errors import NewerFormatError, RecordingError, SystemRefused
 from kvmon.recording.layout import (
     CLOSED,
     CURSOR,
@@ -244,8 +244,8 @@ class StreamReader:
 def headers(path: Path) -> Iterator[Header]:
     """Headers of the segments of a stream, newest first; damaged ones, and those retired meanwhile, are left out.
 
-    Raises RecordingError where the stream's directory is gone or may not be read, NewerFormatError where a segment is
-    of a newer format.
+    Raises RecordingError where the stream's directory is gone, SystemRefused where it may not be read, NewerFormatError
+    where a segment is of a newer format.
     """
     for index in reversed(_indexes(path)):
         try:
@@ -258,14 +258,16 @@ def headers(path: Path) -> Iterator[Header]:
         yield segment.header
 
 
-def _no_permission(path: Path, index: int) -> RecordingError:
+def _no_permission(path: Path, index: int) -> SystemRefused:
     name = f"{path.name}/{segment_name(index)}"
-    return RecordingError(f"no permission to read {name}: run as the engine's user or set KVMON_GROUP")
+    return SystemRefused(f"no permission to read {name}: run as the engine's user or set KVMON_GROUP")
 
 
 def _indexes(path: Path) -> list[int]:
     try:
         names = os.listdir(path)
+    except PermissionError:
+        raise SystemRefused(f"no permission to read {path}: run as the engine's user or set KVMON_GROUP") from None
     except OSError as error:
         raise RecordingError(f"cannot read the stream {path.name}: {error.strerror}") from None
     return sorted(int(name[:-4]) for name in names if name.endswith(".seg") and name[:-4].isdigit())
@@ -274,8 +276,8 @@ def _indexes(path: Path) -> list[int]:
 def find_streams(directory: Path) -> list[Path]:
     """The streams of a recording directory, sorted by name.
 
-    Raises RecordingError where the directory is missing, cannot be read, or is not a directory. An empty one is no
-    error: an engine may come.
+    Raises RecordingError where the directory is missing or is not one, SystemRefused where it may not be read. An empty
+    one is no error: an engine may come.
     """
     try:
         entries = sorted(directory.iterdir())
@@ -284,9 +286,7 @@ def find_streams(directory: Path) -> list[Path]:
     except NotADirectoryError:
         raise RecordingError(f"{directory} is not a directory: give the one the engine has in KVMON_DIR") from None
     except PermissionError:
-        raise RecordingError(
-            f"no permission to read {directory}: run as the engine's user or set KVMON_GROUP"
-        ) from None
+        raise SystemRefused(f"no permission to read {directory}: run as the engine's user or set KVMON_GROUP") from None
     streams = []
     for entry in entries:
         with contextlib.suppress(OSError):

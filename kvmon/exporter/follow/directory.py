@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kvmon.errors import RecordingError
+from kvmon.errors import RecordingError, SystemRefused
 from kvmon.exporter.follow.continuation import Saved
 from kvmon.exporter.follow.stream import DEFAULT_STALL_SECONDS, Progress, StreamFollower
 from kvmon.recording import find_streams
@@ -56,7 +56,7 @@ class DirectoryFollower:
         for directory in self.directories:
             try:
                 found = set(find_streams(directory))
-            except (RecordingError, OSError) as error:
+            except (RecordingError, SystemRefused, OSError) as error:
                 self.problems[directory] = str(error)
                 continue
             self.problems.pop(directory, None)

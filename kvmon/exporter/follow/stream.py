@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kvmon.errors import NewerFormatError, RecordingError
+from kvmon.errors import NewerFormatError, RecordingError, SystemRefused
 from kvmon.exporter.follow.continuation import Continuation, Saved
 from kvmon.exporter.follow.recount import Counts
 from kvmon.recording import Header, Live, Piece, Position, StreamReader, headers, is_alive
@@ -188,7 +188,7 @@ class StreamFollower:
         """
         try:
             progress = self._poll()
-        except (RecordingError, NewerFormatError) as error:
+        except (RecordingError, NewerFormatError, SystemRefused) as error:
             self.problem = str(error)
             self.caught_up = True
             return Progress.NOTHING

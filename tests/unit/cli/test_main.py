@@ -132,3 +132,41 @@ def test_exit_codes_of_the_error_tree_are_documented() -> None:
     for code, meaning in main.EXIT_CODES.items():
         assert f"| {code} | {meaning} |" in readme
     assert {getattr(errors, name).exit_code for name in errors.__all__} <= main.EXIT_CODES.keys()
+
+
+def test_what_the_machine_refuses_is_one_line(outcome: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of the operating system that no verb foresaw is still one line, with the code for it."""
+    outcome.append(PermissionError(13, "Permission denied", "secret.kvmon"))
+    assert main.run(["fail"]) == 4
+    said = capsys.readouterr().err
+    assert "secret.kvmon" in said
+    assert "Permission denied" in said
+    assert said.count("\n") == 1
+
+
+def test_closed_output_is_no_bug() -> None:
+    """A caller that closed stdout or stderr gets the exit code all the same."""
+    command = f'"{sys.executable}" -m kvmon'
+    assert subprocess.run(["sh", "-c", f"{command} metrics >&-"], capture_output=True).returncode == 0
+    assert subprocess.run(["sh", "-c", f"{command} verify nowhere 2>&-"], capture_output=True).returncode == 3
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody who may not read the directory")
+@pytest.mark.parametrize("verb", [["top", "--once"], ["verify"], ["capture", "-o", "x.kvmon"], ["exporter", "--dir"]])
+def test_a_directory_that_may_not_be_read(tmp_path: Path, verb: list[str]) -> None:
+    """Another user's recording is refused in one line that says whose it must be, with exit code 4."""
+    secret = tmp_path / "secret"
+    (secret / "vllm-0").mkdir(parents=True)
+    secret.chmod(0o700)
+    # the first run imports what the verb needs: afterwards even the interpreter's own library may be out of reach
+    code = (
+        "import os, sys; from kvmon.cli.main import run; *verb, place = sys.argv[1:]; run([*verb, place + '-absent']); "
+        "print('-', file=sys.stderr, flush=True); os.setgroups([]); os.setuid(65534); sys.exit(run([*verb, place]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *verb, str(secret)], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    said = done.stderr.partition("-\n")[2]
+    assert done.returncode == 4, done.stderr
+    assert "ermission" in said
+    assert said.strip().count("\n") == 0

@@ -71,6 +71,12 @@ def test_a_size_in_bytes_needs_the_model(trace: str, capsys: pytest.CaptureFixtu
         (["--capacity-tokens", "800", "--allocator", "first-fit", "--reserve", "half"], 2, "no reservation policy"),
         (["--capacity-tokens", "800", "--allocator", "first-fit", "--prefix-cache"], 2, "belongs to paged"),
         (["--capacity-tokens", "800", "--reserve", "max"], 2, "belongs to first-fit"),
+        (["--capacity-tokens", "800", "--force"], 2, "goes with --out"),
+        (
+            ["--capacity-tokens", "500000000", "--block-size", "1", "--out", "nowhere.kvmon"],
+            2,
+            "numbers at most 134217727 units",
+        ),
         (["--capacity-tokens", "800", "--format", "xml"], 3, "no trace format"),
         (["--capacity-tokens", "800", "--format", "azure"], 3, "header TIMESTAMP"),
         (["--capacity-tokens", "800", "--limit", "0"], 2, "at least 1"),
