@@ -23,6 +23,7 @@ _FAILED = LONG << 27 | Kind.ALLOC_FAILED << 19 | 8
 _ASSIGN = LONG << 27 | Kind.ASSIGN << 19
 _ASSIGN_RUN = LONG << 27 | Kind.ASSIGN_RUN << 19 | 4
 _RESERVE = LONG << 27 | Kind.RESERVE << 19 | 2
+_COMMIT = LONG << 27 | Kind.COMMIT << 19 | 2
 _MIGRATED = LONG << 27 | Kind.MIGRATED << 19 | 6
 
 
@@ -159,6 +160,31 @@ class PoolProbe:
     def reserve(self, request: int, tokens: int) -> None:
         """So many slots are now set aside for `request` in all, written ones included."""
         self._put((_RESERVE, request, tokens + 1))
+
+    @guarded
+    def commit(self, request: int, tokens: int) -> None:
+        """`tokens` of what was set aside for `request` are written now, in all."""
+        self._put((_COMMIT, request, tokens + 1))
+
+    @guarded
+    def truncate(self, request: int, tokens: int, units: Sequence[int] = ()) -> None:
+        """`request` keeps `tokens` written tokens; `units` leave its table, and go back by a call of their own."""
+        self._put(encode(Kind.TRUNCATE, request=request, tokens=tokens, units=units))
+
+    @guarded
+    def offloaded(self, request: int | None, to_pool: int, units: Sequence[int]) -> None:
+        """The content of these units was copied to another pool (a host tier); None: it belongs to no one request."""
+        self._put(encode(Kind.OFFLOADED, request=request, to_pool=to_pool, units=units))
+
+    @guarded
+    def onboarded(self, request: int | None, from_pool: int, units: Sequence[int]) -> None:
+        """Content of another pool was copied into these units."""
+        self._put(encode(Kind.ONBOARDED, request=request, from_pool=from_pool, units=units))
+
+    @guarded
+    def compacted(self, moved_units: int) -> None:
+        """The allocator moved so many units to make free memory contiguous; each move has records of its own."""
+        self._put(encode(Kind.COMPACTED, moved_units=moved_units))
 
     @guarded
     def failed(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,19 @@ class StreamProbe:
         self.emitter.put(record)
         return pool
 
+    @guarded
+    def pool_changed(self, pool: PoolProbe, capacity_units: int) -> None:
+        """The pool has another size from now on: units above it are gone, those below it keep their state.
+
+        A new sweep of the audit begins, after which a reader knows the owners again.
+        """
+        place = next(index for index, (known, _) in enumerate(self._pools) if known is pool)
+        info = replace(self._pools[place][1], capacity_units=capacity_units)
+        if self.emitter.put(encode(Kind.POOL_CHANGED, pool=pool.number, capacity_units=capacity_units)):
+            self._pools[place] = (pool, info)
+            if self._audit is not None:
+                self._audit.restart()
+
     def audit_from(self, source: AuditSource) -> None:
         """Ship a slice of the engine's own truth with every step from now on."""
         self._audit = Audit(self.emitter, self._capacities, self._restate, source)
@@ -209,7 +222,11 @@ class StreamProbe:
 
     @guarded
     def progress(self, request: int, computed: int, decoding: bool) -> None:
-        """`computed` tokens are written; with `decoding` every later step adds one until something else is said."""
+        """`computed` tokens are written; with `decoding` every later step adds one until something else is said.
+
+        Belongs into the frame of the step that computed them: the step that closes the frame adds nothing to it, and
+        neither does the first step after a `tick`.
+        """
         self.emitter.put((_PROGRESS, request, computed + 1, decoding + 1))
 
     @guarded
@@ -234,6 +251,28 @@ class StreamProbe:
         """
         if self.emitter.put(encode(Kind.ENGINE_ERROR, error=error, asked=asked, free=free, reserved=reserved)):
             self.emitter.totals[StreamTotal.ERRORS] += 1
+
+    @guarded
+    def device_sample(
+        self, device: int, used: int, free: int, total: int, reserved: int = 0, allocated: int = 0, inactive: int = 0
+    ) -> None:
+        """Memory of a GPU in bytes: as its driver sees it, then as the framework's allocator does.
+
+        `reserved` of the device, `allocated` of that, `inactive` in pieces between. For a sampler with a stream of its
+        own, not for an engine.
+        """
+        self.emitter.put(
+            encode(
+                Kind.DEVICE_SAMPLE,
+                device=device,
+                used=used,
+                free=free,
+                total=total,
+                reserved=reserved,
+                allocated=allocated,
+                inactive=inactive,
+            )
+        )
 
     # -- steps --
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kvmon.events.wire import CACHED, DEFERRED, PINNED, REFS
 from kvmon.state import PoolState, StreamState
-from kvmon.state.kernels import slots_of_table
+from kvmon.state.requests import slots_of_table
 
 __all__ = ["MAP_STATES", "Cell", "MemoryMap", "memory_map"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.frames import FrameTable, ScanEnd, find_frame, scan
 from kvmon.state.pool import Failure, Histogram, Marks, PoolState, Slots
-from kvmon.state.stream import Claims, Step, StreamState
+from kvmon.state.said import Claims, Step
+from kvmon.state.stream import StreamState
 from kvmon.state.survey import Survey
 
 __all__ = [

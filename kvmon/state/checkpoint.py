@@ -22,7 +22,8 @@ from kvmon.events import Event, Kind
 from kvmon.state.arrays import UNOWNED, Array, Detail, Misc, Nodes, Pools, Requests, Runs
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.pool import PoolState
-from kvmon.state.stream import Claims, StreamState
+from kvmon.state.said import Claims
+from kvmon.state.stream import StreamState
 
 __all__ = ["CHECKPOINT_VERSION", "dump", "load"]
 

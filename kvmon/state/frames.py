@@ -17,7 +17,7 @@ from kvmon.crc import CRC_TABLES, crc32
 from kvmon.events import FIELDS, Kind, field_offsets
 from kvmon.jit import kernel
 
-__all__ = ["FrameTable", "ScanEnd", "find_frame", "scan"]
+__all__ = ["FrameTable", "ScanEnd", "find_frame", "scan", "whole_records"]
 
 Words = npt.NDArray[np.uint32]
 Ints = npt.NDArray[np.int64]
@@ -147,3 +147,18 @@ def find_frame(words: Words, start: int) -> int | None:
     """After damage: where the next sound frame begins at or after `start`; None where there is none."""
     found = _search(words, start, CRC_TABLES)
     return None if found < 0 else int(found)
+
+
+def whole_records(words: Words) -> int:
+    """Where the last whole record ends, in words of a frame that was never closed."""
+    at = 0
+    while at < len(words):
+        word = int(words[at])
+        op = word >> 27
+        size = (
+            1 if op < 10 or op == 30 else 1 + (word & 0x7FFFFFF) if op < 20 else 2 if op < 30 else 1 + (word & 0x7FFFF)
+        )
+        if at + size > len(words):
+            break
+        at += size
+    return at

@@ -18,62 +18,46 @@ from kvmon.events import Kind, RequestState, field_offsets
 from kvmon.jit import kernel
 from kvmon.state.arrays import ACTIVE, DEFERRED, FREE, MARK_SLOTS, PINNED, UNOWNED, Misc
 from kvmon.state.faults import FaultKind
+from kvmon.state.request_records import arrival, failure, maybe, of_request, restated, wide
 from kvmon.state.requests import (
-    add_to_table,
     computed_tokens,
-    drop_table,
-    find_row,
-    forget_request,
-    new_row,
-    observe_wait,
     recount,
 )
-from kvmon.state.units import apply, audit_slice, note, reset
+from kvmon.state.units import apply, note
+from kvmon.state.whole_pools import audit_slice, reset
 
-__all__ = ["DONE", "NEEDS_NODES", "NEEDS_ROWS", "TRAP", "fold", "slots_of_table"]
+__all__ = ["DONE", "NEEDS_NODES", "NEEDS_ROWS", "TRAP", "fold"]
 
 DONE, TRAP, NEEDS_ROWS, NEEDS_NODES = range(4)
 
 _STEP, _TICK, _POOL_RESET = int(Kind.STEP), int(Kind.TICK), int(Kind.POOL_RESET)
 _ARRIVED, _HASHES, _ADMITTED = int(Kind.REQUEST_ARRIVED), int(Kind.REQUEST_HASHES), int(Kind.REQUEST_ADMITTED)
-_FIRST_TOKEN, _PROGRESS, _FINISHED = int(Kind.FIRST_TOKEN), int(Kind.REQUEST_PROGRESS), int(Kind.REQUEST_FINISHED)
-_ASSIGN, _ASSIGN_RUN, _RESERVE, _FAILED = (
-    int(Kind.ASSIGN),
-    int(Kind.ASSIGN_RUN),
-    int(Kind.RESERVE),
-    int(Kind.ALLOC_FAILED),
-)
+_FIRST_TOKEN, _FAILED = int(Kind.FIRST_TOKEN), int(Kind.ALLOC_FAILED)
 _OFFLOADED, _ONBOARDED = int(Kind.OFFLOADED), int(Kind.ONBOARDED)
-_COMMIT, _HIT, _PREEMPTED, _MIGRATED = int(Kind.COMMIT), int(Kind.CACHE_HIT), int(Kind.PREEMPTED), int(Kind.MIGRATED)
+_TRUNCATE, _HIT, _PREEMPTED, _MIGRATED = (
+    int(Kind.TRUNCATE),
+    int(Kind.CACHE_HIT),
+    int(Kind.PREEMPTED),
+    int(Kind.MIGRATED),
+)
 _AUDIT_SLICE, _AUDIT_RUN, _AUDIT_REQUEST = int(Kind.AUDIT_SLICE), int(Kind.AUDIT_RUN), int(Kind.AUDIT_REQUEST)
 
-_WAITING, _RUNNING, _WAS_PREEMPTED = int(RequestState.WAITING), int(RequestState.RUNNING), int(RequestState.PREEMPTED)
-_ABSENT = 0xFFFFFFFF
+_RUNNING = int(RequestState.RUNNING)
 
-_A = field_offsets(Kind.REQUEST_ARRIVED)
-_A_AT, _A_CLASS, _A_PROMPT, _A_LIMIT = _A["at"], _A["class_id"], _A["prompt"], _A["limit"]
-_R = field_offsets(Kind.AUDIT_REQUEST)
-_R_STATE, _R_CLASS, _R_AT, _R_PROMPT, _R_LIMIT, _R_COMPUTED, _R_DECODING, _R_RESERVED = (
-    _R[name] for name in ("state", "class_id", "at", "prompt", "limit", "computed", "decoding", "reserved")
-)
 _S = field_offsets(Kind.STEP)
 _S_START, _S_DURATION, _S_PREFILL, _S_DECODE, _S_CONTEXT, _S_RUNNING, _S_WAITING, _S_NEED = (
     _S[name] for name in ("start", "duration", "prefill", "decode", "context", "running", "waiting", "head_need")
 )
-_F = field_offsets(Kind.ALLOC_FAILED)
-_F_REQUEST, _F_NEED = _F["request"], _F["need"]
 
-_UNKNOWN_REQUEST, _REQUEST_TWICE = int(FaultKind.UNKNOWN_REQUEST), int(FaultKind.REQUEST_TWICE)
-_ADMIT_NOT_WAITING, _PREEMPT_NOT_RUNNING = int(FaultKind.ADMIT_NOT_WAITING), int(FaultKind.PREEMPT_NOT_RUNNING)
-_TOKENS_BEYOND, _UNOWNED_FAULT, _UNKNOWN_POOL = (
+_TOKENS_BEYOND, _UNOWNED_FAULT, _UNKNOWN_POOL, _TIME_BACKWARDS, _OUT_OF_RANGE = (
     int(FaultKind.TOKENS_BEYOND_UNITS),
     int(FaultKind.UNOWNED),
     int(FaultKind.UNKNOWN_POOL),
+    int(FaultKind.TIME_BACKWARDS),
+    int(FaultKind.UNIT_OUT_OF_RANGE),
 )
-_OVERLAP, _TIME_BACKWARDS = int(FaultKind.RELOCATION_OVERLAP), int(FaultKind.TIME_BACKWARDS)
-_OUT_OF_RANGE = int(FaultKind.UNIT_OUT_OF_RANGE)
 
-_AT, _FRAME_AT, _POOL, _TIME, _CONVERGED = Misc.AT, Misc.FRAME_AT, Misc.POOL, Misc.TIME, Misc.CONVERGED
+_AT, _FRAME_AT, _POOL, _TIME = Misc.AT, Misc.FRAME_AT, Misc.POOL, Misc.TIME
 _NAMES_OWNERS, _STEPS, _POOLS, _FRAME, _FRAME_START = (
     Misc.NAMES_OWNERS,
     Misc.STEPS,
@@ -84,35 +68,7 @@ _NAMES_OWNERS, _STEPS, _POOLS, _FRAME, _FRAME_START = (
 _VERIFY, _LAST_UNOWNED, _LAST_STEP_TIME = Misc.VERIFY, Misc.LAST_UNOWNED, Misc.LAST_STEP_TIME
 _STEP_START, _STEP_NS, _PREFILL, _DECODE = Misc.STEP_START, Misc.STEP_NS, Misc.PREFILL, Misc.DECODE
 _CONTEXT, _RUNNING_NOW, _WAITING_NOW, _HEAD_NEED = Misc.CONTEXT, Misc.RUNNING, Misc.WAITING, Misc.HEAD_NEED
-_SWEEP, _STALE, _STRANGE = Misc.SWEEP, Misc.STALE_TABLES, Misc.STRANGE_POOL
-_SLOTS_LEFT, _NODES_LEFT, _FAILURES, _LAST_FAILURE = Misc.SLOTS_LEFT, Misc.NODES_LEFT, Misc.FAILURES, Misc.LAST_FAILURE
-
-
-@kernel
-def _wide(words: Any, at: Any) -> Any:
-    return (np.int64(words[at]) - 1) | (np.int64(words[at + 1]) - 1) << 31
-
-
-@kernel
-def _maybe(words: Any, at: Any, absent: Any) -> Any:
-    word = np.int64(words[at])
-    return absent if word == _ABSENT else word - 1
-
-
-@kernel
-def slots_of_table(requests: Any, row: Any, pool: Any, unit_tokens: Any, steps: Any) -> Any:
-    """(written, tail, reserved) slots of one request in one pool; see the vocabulary of the design.
-
-    Where a pool holds fewer units than the sequence has tokens (sliding window), the oldest tokens are not in it.
-    """
-    slots = np.int64(requests.units[row, pool]) * unit_tokens
-    computed = np.int64(computed_tokens(requests, row, steps))
-    if slots == 0:
-        return 0, 0, 0
-    tail = -computed % unit_tokens
-    if computed + tail >= slots:
-        return slots - tail, tail, 0
-    return computed, tail, slots - computed - tail
+_STALE, _STRANGE, _SLOTS_LEFT = Misc.STALE_TABLES, Misc.STRANGE_POOL, Misc.SLOTS_LEFT
 
 
 @kernel
@@ -180,138 +136,17 @@ def _step(
     words: Any, at: Any, misc: Any, status: Any, pools: Any, detail: Any, requests: Any, nodes: Any, faults: Any
 ) -> Any:
     misc[_STEPS] += 1
-    misc[_STEP_START] = _wide(words, at + _S_START)
-    misc[_STEP_NS] = _wide(words, at + _S_DURATION)
+    misc[_STEP_START] = wide(words, at + _S_START)
+    misc[_STEP_NS] = wide(words, at + _S_DURATION)
     misc[_PREFILL] = np.int64(words[at + _S_PREFILL]) - 1
     misc[_DECODE] = np.int64(words[at + _S_DECODE]) - 1
-    misc[_CONTEXT] = _wide(words, at + _S_CONTEXT)
+    misc[_CONTEXT] = wide(words, at + _S_CONTEXT)
     misc[_RUNNING_NOW] = np.int64(words[at + _S_RUNNING]) - 1
     misc[_WAITING_NOW] = np.int64(words[at + _S_WAITING]) - 1
-    misc[_HEAD_NEED] = _maybe(words, at + _S_NEED, 0)
+    misc[_HEAD_NEED] = maybe(words, at + _S_NEED, 0)
     misc[_LAST_STEP_TIME] = misc[_TIME]
     if requests is not None:
         _close_step(misc, status, pools, detail, requests, nodes, faults)
-
-
-@kernel
-def _arrival(words: Any, at: Any, request: Any, misc: Any, requests: Any, faults: Any) -> Any:
-    row = find_row(requests, request)
-    if row >= 0:
-        note(faults, misc, np.int64(_REQUEST_TWICE), np.int64(-1), request, np.int64(-1))
-        return
-    row = new_row(requests, misc, request)
-    requests.arrived[row] = _wide(words, at + _A_AT)
-    requests.class_id[row] = np.int64(words[at + _A_CLASS]) - 1
-    requests.prompt[row] = np.int64(words[at + _A_PROMPT]) - 1
-    requests.limit[row] = _maybe(words, at + _A_LIMIT, -1)
-
-
-@kernel
-def _restated(
-    words: Any, at: Any, request: Any, misc: Any, status: Any, pools: Any, detail: Any, requests: Any, nodes: Any
-) -> Any:
-    """An audit says what a live request is; its table follows and replaces what was folded."""
-    row = find_row(requests, request)
-    if row < 0:
-        row = new_row(requests, misc, request)
-    else:
-        drop_table(row, status, misc, pools, detail, requests, nodes)
-    requests.state[row] = np.int64(words[at + _R_STATE]) - 1
-    requests.class_id[row] = np.int64(words[at + _R_CLASS]) - 1
-    requests.arrived[row] = _wide(words, at + _R_AT)
-    requests.prompt[row] = np.int64(words[at + _R_PROMPT]) - 1
-    requests.limit[row] = _maybe(words, at + _R_LIMIT, -1)
-    requests.computed[row] = np.int64(words[at + _R_COMPUTED]) - 1
-    requests.decoding[row] = misc[_STEPS] + 1 if words[at + _R_DECODING] > 1 else -1
-    requests.reserved[row] = _maybe(words, at + _R_RESERVED, 0)
-    requests.stated[row] = misc[_SWEEP]
-    if requests.state[row] == _RUNNING:
-        requests.starved[row] = 0
-
-
-@kernel
-def _failure(words: Any, at: Any, pool: Any, misc: Any, pools: Any, requests: Any, faults: Any) -> Any:
-    misc[_FAILURES] += 1
-    misc[_LAST_FAILURE] = at
-    request = _maybe(words, at + _F_REQUEST, 0)
-    last = pools.last_failure
-    last[pool, 0] = misc[_TIME]
-    last[pool, 1] = request
-    for k in range(7):
-        last[pool, 2 + k] = _maybe(words, at + _F_NEED + k, -1)
-    if request > 0:
-        row = find_row(requests, request)
-        if row >= 0 and requests.starved[row] == 0:
-            requests.starved[row] = misc[_TIME]
-        elif row < 0:
-            note(faults, misc, np.int64(_UNKNOWN_REQUEST), np.int64(-1), request, np.int64(-1))
-
-
-@kernel
-def _of_request(
-    words: Any,
-    at: Any,
-    kind: Any,
-    n: Any,
-    pool: Any,
-    misc: Any,
-    status: Any,
-    pools: Any,
-    detail: Any,
-    requests: Any,
-    nodes: Any,
-    faults: Any,
-) -> Any:
-    """A record about one live request; False where there is no room for its nodes."""
-    request = np.int64(words[at + 1])
-    row = find_row(requests, request)
-    if row < 0:
-        note(faults, misc, np.int64(_UNKNOWN_REQUEST), np.int64(-1), request, np.int64(-1))
-        return True
-    if kind in (_ASSIGN, _ASSIGN_RUN):
-        first = np.int64(words[at + 3]) if kind == _ASSIGN_RUN else 0
-        count = min(np.int64(words[at + 4]), pools.capacity[pool]) if kind == _ASSIGN_RUN else n - 2
-        if misc[_NODES_LEFT] < count:
-            return False
-        misc[_NAMES_OWNERS] = 1
-        add_to_table(words, at + 3, count, first, row, pool, status, misc, pools, detail, requests, nodes, faults)
-    elif kind == _PROGRESS:
-        requests.computed[row] = np.int64(words[at + 2]) - 1
-        # what is said within a frame holds at its end: the closing STEP of this frame adds nothing to it
-        requests.decoding[row] = misc[_STEPS] + 1 if words[at + 3] > 1 else -1
-    elif kind == _ADMITTED:
-        if requests.state[row] == _RUNNING:
-            note(faults, misc, np.int64(_ADMIT_NOT_WAITING), np.int64(-1), request, np.int64(-1))
-        requests.state[row] = _RUNNING
-        requests.admitted[row] = misc[_TIME]
-        if requests.starved[row]:
-            observe_wait(requests, misc[_TIME] - requests.starved[row])
-            requests.starved[row] = 0
-    elif kind == _FIRST_TOKEN:
-        requests.first_token[row] = misc[_TIME]
-    elif kind == _RESERVE:
-        requests.reserved[row] = np.int64(words[at + 2]) - 1
-    elif kind == _PREEMPTED:
-        if requests.state[row] != _RUNNING:
-            note(faults, misc, np.int64(_PREEMPT_NOT_RUNNING), np.int64(-1), request, np.int64(-1))
-        requests.state[row] = _WAS_PREEMPTED
-        requests.preemptions[row] += 1
-        requests.computed[row] = 0
-        requests.decoding[row] = -1
-        requests.reserved[row] = 0
-        drop_table(row, status, misc, pools, detail, requests, nodes)
-    elif kind == _FINISHED:
-        drop_table(row, status, misc, pools, detail, requests, nodes)
-        if requests.starved[row]:
-            observe_wait(requests, misc[_TIME] - requests.starved[row])
-        forget_request(requests, misc, row)
-    elif kind == _MIGRATED:
-        old, old_n = np.int64(words[at + 2]), np.int64(words[at + 3]) - 1
-        new, new_n = np.int64(words[at + 4]), np.int64(words[at + 5]) - 1
-        if new < old + old_n and old < new + new_n:
-            note(faults, misc, np.int64(_OVERLAP), new, request, np.int64(-1))
-        drop_table(row, status, misc, pools, detail, requests, nodes)  # an ASSIGN names the new units
-    return True
 
 
 @kernel
@@ -384,25 +219,23 @@ def fold(
                     count = min(np.int64(words[at + 2]), pools.capacity[pool]) if repeat else n - 1
                     place, start = at + 3 if repeat else at + 2, np.int64(words[at + 1])
                     audit_slice(words, place, count, start, repeat, pool, misc, status, pools, detail, runs, faults)
-            elif kind in (_HASHES, _OFFLOADED, _ONBOARDED) or _COMMIT <= kind <= _HIT:
+            elif kind in (_HASHES, _OFFLOADED, _ONBOARDED, _HIT):
                 pass  # demand, claims about it and traffic between pools: kept in the recording, no part of the state
             elif requests is not None:
                 if kind in (_ARRIVED, _AUDIT_REQUEST):
                     if misc[_SLOTS_LEFT] == 0:
                         return NEEDS_ROWS
                     if kind == _ARRIVED:
-                        _arrival(words, at, np.int64(words[at + 1]), misc, requests, faults)
+                        arrival(words, at, np.int64(words[at + 1]), misc, requests, faults)
                     else:
-                        _restated(words, at, np.int64(words[at + 1]), misc, status, pools, detail, requests, nodes)
+                        restated(words, at, np.int64(words[at + 1]), misc, status, pools, detail, requests, nodes)
                 elif kind == _FAILED:
                     if known:
-                        _failure(words, at, pool, misc, pools, requests, faults)
-                elif _FIRST_TOKEN <= kind <= _RESERVE or kind in (_PREEMPTED, _MIGRATED, _ADMITTED):
+                        failure(words, at, pool, misc, pools, requests, faults)
+                elif _FIRST_TOKEN <= kind <= _TRUNCATE or kind in (_PREEMPTED, _MIGRATED, _ADMITTED):
                     if not known:
                         note(faults, misc, np.int64(_UNKNOWN_POOL), np.int64(-1), np.int64(-1), pool)
-                    elif not _of_request(
-                        words, at, kind, n, pool, misc, status, pools, detail, requests, nodes, faults
-                    ):
+                    elif not of_request(words, at, kind, n, pool, misc, status, pools, detail, requests, nodes, faults):
                         return NEEDS_NODES
                 else:
                     return TRAP

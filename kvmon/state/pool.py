@@ -19,7 +19,8 @@ from kvmon.state.fragmentation import external_fragmentation, free_run_lengths, 
 from kvmon.state.survey import Survey, survey
 
 if TYPE_CHECKING:
-    from kvmon.state.stream import Claims, StreamState
+    from kvmon.state.said import Claims
+    from kvmon.state.stream import StreamState
 
 __all__ = ["Failure", "Histogram", "Marks", "PoolState", "Slots"]
 

@@ -6,6 +6,8 @@ generation it was named at, so that a unit that went back to the pool leaves the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kvmon.events import RequestState
@@ -21,9 +23,12 @@ __all__ = [
     "find_row",
     "forget_request",
     "forget_unstated",
+    "leave_table",
     "new_row",
     "observe_wait",
+    "place",
     "recount",
+    "slots_of_table",
 ]
 
 _REFS = (1 << 24) - 1
@@ -31,18 +36,17 @@ _SWEEP, _STALE = Misc.SWEEP, Misc.STALE_TABLES
 _ASSIGN_UNHELD = int(FaultKind.ASSIGN_UNHELD)
 _OUT_OF_RANGE = int(FaultKind.UNIT_OUT_OF_RANGE)
 _WAITING = int(RequestState.WAITING)
-_NODES_FREE, _NODES_LEFT, _SLOTS_LEFT, _SLOT_FREE, _STEPS, _TIME = (
+_NODES_FREE, _NODES_LEFT, _SLOTS_LEFT, _SLOT_FREE, _TIME = (
     Misc.NODES_FREE,
     Misc.NODES_LEFT,
     Misc.SLOTS_LEFT,
     Misc.SLOT_FREE,
-    Misc.STEPS,
     Misc.TIME,
 )
 
 
 @kernel
-def _place(requests: Requests, request: int) -> int:
+def place(requests: Requests, request: int) -> int:
     """Where the key of a request is in the map, or would be."""
     mask = len(requests.keys) - 1
     at = (request * 0x9E3779B1 >> 7) & mask
@@ -54,7 +58,7 @@ def _place(requests: Requests, request: int) -> int:
 @kernel
 def find_row(requests: Requests, request: int) -> int:
     """The row of a live request, -1 where there is none."""
-    at = _place(requests, request)
+    at = place(requests, request)
     return int(requests.slots[at]) if requests.keys[at] != 0 else -1
 
 
@@ -64,7 +68,7 @@ def new_row(requests: Requests, misc: Ints, request: int) -> int:
     row = int(misc[_SLOT_FREE])
     misc[_SLOT_FREE] = requests.next_free[row]
     misc[_SLOTS_LEFT] -= 1
-    at = _place(requests, request)
+    at = place(requests, request)
     requests.keys[at] = request
     requests.slots[at] = row
     requests.id[row] = request
@@ -90,7 +94,7 @@ def new_row(requests: Requests, misc: Ints, request: int) -> int:
 def forget_request(requests: Requests, misc: Ints, row: int) -> None:
     """Free the row and take the key out of the map, closing the gap it leaves."""
     mask = len(requests.keys) - 1
-    hole = _place(requests, np.int64(requests.id[row]))
+    hole = place(requests, np.int64(requests.id[row]))
     requests.keys[hole] = 0
     at = (hole + 1) & mask
     while requests.keys[at] != 0:
@@ -194,6 +198,39 @@ def drop_table(
 
 
 @kernel
+def leave_table(
+    unit: int,
+    row: int,
+    pool: int,
+    status: Array,
+    misc: Ints,
+    pools: Pools,
+    detail: Detail,
+    requests: Requests,
+    nodes: Nodes,
+) -> None:
+    """One unit leaves the table of a request that keeps the rest; nothing where the table does not name it."""
+    wanted = pools.base[pool] + unit
+    before, node = -1, int(requests.head[row])
+    while node >= 0:
+        following = int(nodes.next[node])
+        if nodes.unit[node] == wanted and nodes.generation[node] == detail.generation[wanted]:
+            detail.owners[wanted] -= np.uint16(1)
+            if detail.owners[wanted] == 0 and status[wanted] & _REFS:
+                pools.counts[pool, UNOWNED] += 1
+            if before < 0:
+                requests.head[row] = following
+            else:
+                nodes.next[before] = following
+            nodes.next[node] = misc[_NODES_FREE]
+            misc[_NODES_FREE] = node
+            misc[_NODES_LEFT] += 1
+            requests.units[row, pool] -= 1
+            return
+        before, node = node, following
+
+
+@kernel
 def recount(misc: Ints, detail: Detail, requests: Requests, nodes: Nodes) -> None:
     """Take the units that went back to their pool out of the tables that named them, so that `Requests.units` is
     exact again.
@@ -227,3 +264,19 @@ def forget_unstated(status: Array, misc: Ints, pools: Pools, detail: Detail, req
         if requests.id[row] and requests.stated[row] < misc[_SWEEP]:
             drop_table(row, status, misc, pools, detail, requests, nodes)
             forget_request(requests, misc, row)
+
+
+@kernel
+def slots_of_table(requests: Any, row: Any, pool: Any, unit_tokens: Any, steps: Any) -> Any:
+    """(written, tail, reserved) slots of one request in one pool; see the vocabulary of the design.
+
+    Where a pool holds fewer units than the sequence has tokens (sliding window), the oldest tokens are not in it.
+    """
+    slots = np.int64(requests.units[row, pool]) * unit_tokens
+    computed = np.int64(computed_tokens(requests, row, steps))
+    if slots == 0:
+        return 0, 0, 0
+    tail = -computed % unit_tokens
+    if computed + tail >= slots:
+        return slots - tail, tail, 0
+    return computed, tail, slots - computed - tail

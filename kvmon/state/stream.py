@@ -8,7 +8,6 @@ depends on the past is known, and `converged` says so.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,48 +18,18 @@ from kvmon.events import Event, Kind, decode
 from kvmon.events.totals import MAX_POOLS
 from kvmon.state.arrays import Array, Detail, Faults, Misc, Nodes, Pools, Requests, Runs
 from kvmon.state.faults import Fault, FaultKind
-from kvmon.state.frames import FrameTable, ScanEnd, scan
+from kvmon.state.frames import FrameTable, ScanEnd, scan, whole_records
+from kvmon.state.growth import extended, grown_nodes, grown_requests
 from kvmon.state.kernels import DONE, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
 from kvmon.state.requests import forget_unstated, recount
-from kvmon.state.units import audit_slice, clear_pool
+from kvmon.state.said import Claims, Step
+from kvmon.state.whole_pools import audit_slice, clear_pool
 
-__all__ = ["Claims", "Step", "StreamState"]
+__all__ = ["StreamState"]
 
 _FIRST_ROWS, _FIRST_NODES, _KEPT_FAULTS = 256, 4096, 1000
 _LARGEST_POOL = 1 << 27
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """What the engine itself said it has, in units; None where it did not say."""
-
-    time_ns: int
-    available: int | None
-    evictable: int | None
-    protected: int | None
-    in_flight: int | None
-    usage: float | None
-
-    def residual(self, capacity: int) -> int | None:
-        """Sum of the claims less the capacity: negative = leak, positive = double free; None unless all is claimed."""
-        parts = (self.available, self.evictable, self.protected, self.in_flight)
-        known = [part for part in parts if part is not None]
-        return None if len(known) < len(parts) else sum(known) - capacity
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The last engine step that was folded; times in ns of the engine's monotonic clock, tokens, requests, units."""
-
-    start_ns: int
-    duration_ns: int
-    prefill_tokens: int
-    decode_tokens: int
-    context_tokens: int
-    running: int
-    waiting: int
-    head_need: int | None
 
 
 class StreamState:
@@ -98,6 +67,7 @@ class StreamState:
         self._faults = Faults.make(_KEPT_FAULTS)
         self._extra_faults: list[Fault] = []
         self._sweeping = False
+        self._room: dict[int, int] = {}
         self._unbroken = False
 
     # -- what is known --
@@ -225,7 +195,7 @@ class StreamState:
             words = words[table.consumed :]
             if len(words) == 0:
                 return True
-        ends = np.array([_end_of_whole_records(words)], np.int64)
+        ends = np.array([whole_records(words)], np.int64)
         frame = np.array([self.next_frame or 0], np.int64)
         self._fold(words, 0, ends, frame, np.array([self.time_ns], np.int64))
         return True
@@ -268,10 +238,10 @@ class StreamState:
             )
             if why == DONE:
                 return
-            if why == NEEDS_ROWS:
-                self._grow_requests()
-            elif why == NEEDS_NODES:
-                self._grow_nodes()
+            if why == NEEDS_ROWS and self._requests is not None:
+                self._requests = grown_requests(self._requests, self._misc)
+            elif why == NEEDS_NODES and self._nodes is not None:
+                self._nodes = grown_nodes(self._nodes, self._misc, int(self._pools.capacity.max()))
             else:
                 self._handle(words)
 
@@ -310,16 +280,8 @@ class StreamState:
             old = int(pools.base[number])
             self._detail.generation[old + 1 : old + 1 + int(pools.capacity[number])] += 1
             self._misc[Misc.STALE_TABLES] = 1
-        base = len(self._status)
-        self._status = np.concatenate((self._status, np.zeros(capacity + 2, np.uint32)))
-        if self._detail is not None and self._runs is not None:
-            more = Detail.make(capacity + 2)
-            self._detail = Detail(*(np.concatenate(pair) for pair in zip(self._detail, more, strict=True)))
-            self._runs = self._runs._replace(
-                length=_extended(self._runs.length, capacity + 2),
-                of_length=_extended(self._runs.of_length, capacity + 2),
-            )
-        pools.base[number] = base - 1
+        if capacity > self._room.get(number, 0):
+            self._new_region(number, capacity)
         pools.capacity[number] = capacity
         pools.unit_tokens[number] = max(1, int(info.get("unit_tokens", 1)))
         pools.runs[number] = self._detailed and info.get("contiguity", "none") != "none"
@@ -327,6 +289,20 @@ class StreamState:
         self._misc[Misc.POOLS] = max(int(self._misc[Misc.POOLS]), number)
         clear_pool(number, self._status, pools, self._detail, self._runs)
         self.pools[number] = PoolState(number, info, self)
+
+    def _new_region(self, number: int, capacity: int) -> None:
+        """Room for a pool behind all others; twice as much as is asked for where it outgrew what it had, so that a
+        pool that grows again and again takes a bounded multiple of its size.
+        """
+        room = capacity if number not in self._room else 2 * capacity
+        self._pools.base[number] = len(self._status) - 1
+        self._room[number] = room
+        self._status = extended(self._status, room + 2)
+        if self._detail is not None and self._runs is not None:
+            self._detail = Detail(*(extended(column, room + 2) for column in self._detail))
+            self._runs = self._runs._replace(
+                length=extended(self._runs.length, room + 2), of_length=extended(self._runs.of_length, room + 2)
+            )
 
     def _pool_changed(self, event: Event, pool: int) -> None:
         number = event.fields["pool"]
@@ -425,46 +401,9 @@ class StreamState:
         if len(self._extra_faults) < _KEPT_FAULTS:
             self._extra_faults.append(Fault(kind, frame, word, time_ns, pool, value=value))
 
-    def _grow_requests(self) -> None:
-        assert self._requests is not None  # only asked for with detail
-        old = self._requests
-        rows = len(old.id)
-        grown = Requests.make(rows * 2)
-        for name in Requests._fields:
-            if name not in ("keys", "slots", "next_free", "waits"):
-                getattr(grown, name)[:rows] = getattr(old, name)
-        grown.waits[:] = old.waits
-        mask = len(grown.keys) - 1
-        for row, request in enumerate(old.id.tolist()):
-            at = (request * 0x9E3779B1 >> 7) & mask
-            while grown.keys[at]:
-                at = (at + 1) & mask
-            grown.keys[at], grown.slots[at] = request, row
-        self._requests = grown
-        self._misc[Misc.SLOT_FREE] = rows
-        self._misc[Misc.SLOTS_LEFT] = rows
-
-    def _grow_nodes(self) -> None:
-        assert self._nodes is not None  # only asked for with detail
-        size, need = len(self._nodes.unit), max(len(self._nodes.unit), int(self._pools.capacity.max()))
-        more = Nodes.make(need)
-        grown = Nodes(*(np.concatenate(pair) for pair in zip(self._nodes, more, strict=True)))
-        grown.next[size:] = np.arange(size + 1, size + need + 1)
-        grown.next[-1] = self._misc[Misc.NODES_FREE]
-        self._misc[Misc.NODES_FREE] = size
-        self._misc[Misc.NODES_LEFT] += need
-        self._nodes = grown
-
 
 def _sound(number: int, info: dict[str, Any]) -> bool:
     return 1 <= number <= MAX_POOLS and 0 < int(info.get("capacity_units", 0)) < _LARGEST_POOL
-
-
-def _extended(array: Array, more: int) -> Array:
-    """The array with `more` zeros behind it, which take no memory before something is written there."""
-    longer = np.zeros(len(array) + more, array.dtype)
-    longer[: len(array)] = array
-    return longer
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -473,20 +412,6 @@ def _json(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _end_of_whole_records(words: Array) -> int:
-    at = 0
-    while at < len(words):
-        word = int(words[at])
-        op = word >> 27
-        size = (
-            1 if op < 10 or op == 30 else 1 + (word & 0x7FFFFFF) if op < 20 else 2 if op < 30 else 1 + (word & 0x7FFFF)
-        )
-        if at + size > len(words):
-            break
-        at += size
-    return at
 
 
 _HANDLERS = {

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvmon.events import RequestState
 from kvmon.jit import kernel
-from kvmon.state.kernels import slots_of_table
+from kvmon.state.requests import slots_of_table
 
 __all__ = ["ORDERS", "OWNERS", "Survey", "survey"]
 

@@ -19,7 +19,6 @@ from kvmon.state.arrays import (
     DEFERRED,
     FREE,
     HISTOGRAM_SLOTS,
-    PINNED,
     SHARED,
     UNOWNED,
     Array,
@@ -27,16 +26,24 @@ from kvmon.state.arrays import (
     Ints,
     Misc,
     Pools,
-    Runs,
     Tally,
 )
 from kvmon.state.faults import FaultKind
+from kvmon.state.free_runs import (
+    CACHED_FLAG,
+    DEFERRED_FLAG,
+    PINNED_FLAG,
+    REFERENCES,
+    give_free,
+    state_of,
+    take_free,
+)
 
-__all__ = ["IDLE", "LIFETIME", "REUSE", "apply", "audit_slice", "clear_pool", "note", "reset"]
+__all__ = ["IDLE", "LIFETIME", "REUSE", "apply", "move", "note"]
 
 _ALLOC, _FREE, _SHARE, _UNSHARE = int(Kind.ALLOC), int(Kind.FREE), int(Kind.SHARE), int(Kind.UNSHARE)
 _CACHE, _EVICT, _PIN, _DEFER = int(Kind.CACHE_INSERT), int(Kind.EVICT), int(Kind.PIN), int(Kind.DEFER)
-_REFS, _CACHED, _PINNED, _DEFERRED = (1 << 24) - 1, 1 << 24, 1 << 25, 1 << 26
+_REFS, _CACHED, _PINNED, _DEFERRED = REFERENCES, CACHED_FLAG, PINNED_FLAG, DEFERRED_FLAG
 
 _ALLOC_IN_USE = int(FaultKind.ALLOC_IN_USE)
 _ALLOC_DEFERRED = int(FaultKind.ALLOC_DEFERRED)
@@ -49,17 +56,14 @@ _EVICT_WITHOUT = int(FaultKind.EVICT_WITHOUT_CONTENT)
 _PIN_WITHOUT = int(FaultKind.PIN_WITHOUT_CONTENT)
 _UNPIN_NOT_PINNED = int(FaultKind.UNPIN_NOT_PINNED)
 _DEFER_SHARED = int(FaultKind.DEFER_SHARED)
-_AUDIT_MISMATCH = int(FaultKind.AUDIT_MISMATCH)
 _AT, _TIME, _CONVERGED, _FAULTS = Misc.AT, Misc.TIME, Misc.CONVERGED, Misc.FAULTS
 _FRAME, _FRAME_START, _POOL, _STALE = Misc.FRAME, Misc.FRAME_START, Misc.POOL, Misc.STALE_TABLES
-_ALLOCATED, _RELEASED, _EVICTED, _FORGOTTEN, _REVIVED, _INSERTED, _DIFFERENCES = (
+_ALLOCATED, _RELEASED, _EVICTED, _REVIVED, _INSERTED = (
     Tally.ALLOCATED,
     Tally.RELEASED,
     Tally.EVICTED,
-    Tally.FORGOTTEN,
     Tally.REVIVED,
     Tally.INSERTED,
-    Tally.AUDIT_DIFFERENCES,
 )
 LIFETIME, IDLE, REUSE = range(3)
 
@@ -82,17 +86,6 @@ def note(faults: Faults, misc: Ints, kind: int, unit: int, request: int, value: 
     misc[_FAULTS] += 1
 
 
-@inlined
-def _state(status: int) -> int:
-    if status & _REFS:
-        return ACTIVE
-    if status & _DEFERRED:
-        return DEFERRED
-    if status & _CACHED:
-        return PINNED if status & _PINNED else CACHED
-    return FREE
-
-
 @kernel
 def _observe(pools: Pools, pool: int, which: int, then: int, now: int) -> None:
     """Count an interval (ms, modulo 2**32) in its slot: slot k holds up to 2**k ms."""
@@ -108,67 +101,6 @@ def _observe(pools: Pools, pool: int, which: int, then: int, now: int) -> None:
 
 
 @kernel
-def _add_run(runs: Runs, pool: int, base: int, start: int, length: int) -> None:
-    runs.length[base + start] = length
-    runs.length[base + start + length - 1] = length
-    runs.of_length[base + length] += 1
-    runs.count[pool] += 1
-    if length > runs.longest[pool]:
-        runs.longest[pool] = length
-
-
-@kernel
-def _drop_run(runs: Runs, pool: int, base: int, length: int) -> None:
-    runs.of_length[base + length] -= 1
-    runs.count[pool] -= 1
-    while runs.longest[pool] > 0 and runs.of_length[base + runs.longest[pool]] == 0:
-        runs.longest[pool] -= 1
-
-
-@kernel
-def _take_free(runs: Runs, status: Array, pool: int, base: int, cap: int, start: int, n: int) -> None:
-    """Units start .. start + n - 1 leave the free runs; called before their status changes, all of them free."""
-    head, end = start, start + n
-    # from both sides at once: blocks are mostly cut off one end of a run, and only the ends know its length
-    while True:
-        if head == 1 or _state(np.int64(status[base + head - 1])) != FREE:
-            length = np.int64(runs.length[base + head])
-            break
-        if end > cap or _state(np.int64(status[base + end])) != FREE:
-            length = np.int64(runs.length[base + end - 1])
-            head = end - length
-            break
-        head -= 1
-        end += 1
-    # the longest run is looked for once, after what remains of this one is back
-    runs.of_length[base + length] -= 1
-    runs.count[pool] -= 1
-    if start > head:
-        _add_run(runs, pool, base, head, start - head)
-    rest = head + length - (start + n)
-    if rest > 0:
-        _add_run(runs, pool, base, start + n, rest)
-    while runs.longest[pool] > 0 and runs.of_length[base + runs.longest[pool]] == 0:
-        runs.longest[pool] -= 1
-
-
-@kernel
-def _give_free(runs: Runs, status: Array, pool: int, base: int, cap: int, start: int, n: int) -> None:
-    """Units start .. start + n - 1 join the free runs; called while their status is not yet free."""
-    length = n
-    if start > 1 and _state(np.int64(status[base + start - 1])) == FREE:
-        left = np.int64(runs.length[base + start - 1])
-        _drop_run(runs, pool, base, left)
-        start -= left
-        length += left
-    if start + length <= cap and _state(np.int64(status[base + start + length])) == FREE:
-        right = np.int64(runs.length[base + start + length])
-        _drop_run(runs, pool, base, right)
-        length += right
-    _add_run(runs, pool, base, start, length)
-
-
-@kernel
 def _all_are(status: Array, base: int, cap: int, start: int, n: int, value: int) -> bool:
     """Whether a whole run of units has this status."""
     if start < 1 or start + n - 1 > cap:
@@ -180,7 +112,7 @@ def _all_are(status: Array, base: int, cap: int, start: int, n: int, value: int)
 
 
 @inlined
-def _move(
+def move(
     u: Any, old: Any, new: Any, whole: Any, pool: Any, misc: Any, status: Any, pools: Any, detail: Any, runs: Any
 ) -> None:
     """Give a unit a new status: counts, free runs and what is known of it follow. The only place where a unit changes.
@@ -188,16 +120,16 @@ def _move(
     `whole` says that the free runs already know.
     """
     base = pools.base[pool]
-    before, after = _state(old), _state(new)
+    before, after = state_of(old), state_of(new)
     pools.counts[pool, SHARED] += int((new & _REFS) > 1) - int((old & _REFS) > 1)
     if before != after:
         pools.counts[pool, before] -= 1
         pools.counts[pool, after] += 1
         if runs is not None and pools.runs[pool] and not whole:
             if before == FREE:
-                _take_free(runs, status, pool, base, pools.capacity[pool], u, 1)
+                take_free(runs, status, pool, base, pools.capacity[pool], u, 1)
             elif after == FREE:
-                _give_free(runs, status, pool, base, pools.capacity[pool], u, 1)
+                give_free(runs, status, pool, base, pools.capacity[pool], u, 1)
         if detail is not None:
             i = base + u
             if after == ACTIVE:
@@ -226,7 +158,7 @@ def _change(
         return
     i = pools.base[pool] + u
     old = np.int64(status[i])
-    refs, content, state = old & _REFS, old & (_CACHED | _PINNED), _state(old)
+    refs, content, state = old & _REFS, old & (_CACHED | _PINNED), state_of(old)
     new, fault, value, tally, age = old, 0, np.int64(-1), -1, -1
     if kind == _ALLOC:
         new = np.int64(1)
@@ -291,7 +223,7 @@ def _change(
     if detail is not None and age >= 0:
         _observe(pools, pool, age, np.int64(detail.since[i]), misc[_TIME] // 1_000_000)
     if new != old:
-        _move(u, old, new, whole, pool, misc, status, pools, detail, runs)
+        move(u, old, new, whole, pool, misc, status, pools, detail, runs)
 
 
 @kernel
@@ -455,10 +387,10 @@ def apply(
     if runs is not None and free and first > 0 and n > 1:
         base, cap = pools.base[pool], pools.capacity[pool]
         if kind == _ALLOC and _all_are(status, base, cap, first, n, 0):
-            _take_free(runs, status, pool, base, cap, first, n)
+            take_free(runs, status, pool, base, cap, first, n)
             whole = True
         elif (kind in (_FREE, _UNSHARE)) and _all_are(status, base, cap, first, n, 1):
-            _give_free(runs, status, pool, base, cap, first, n)
+            give_free(runs, status, pool, base, cap, first, n)
             whole = True
     plain = whole or not free
     if plain and kind == _ALLOC:
@@ -471,78 +403,3 @@ def apply(
         _plain(_CACHE, words, at, n, first, pool, misc, status, pools, detail, runs, faults)
     else:
         _one_by_one(kind, words, at, n, first, whole, pool, misc, status, pools, detail, runs, faults)
-
-
-@kernel
-def reset(pool: Any, misc: Any, status: Any, pools: Any, detail: Any, runs: Any) -> None:
-    """Every content of the pool is forgotten at once."""
-    base = pools.base[pool]
-    for u in range(1, pools.capacity[pool] + 1):
-        old = np.int64(status[base + u])
-        if old & _CACHED:
-            pools.tally[pool, _FORGOTTEN] += 1
-            _move(u, old, old & ~(_CACHED | _PINNED), False, pool, misc, status, pools, detail, runs)
-
-
-@inlined
-def _audit(
-    u: Any, word: Any, pool: Any, misc: Any, status: Any, pools: Any, detail: Any, runs: Any, faults: Any
-) -> None:
-    """The engine's own status of a unit replaces the folded one; a difference is counted."""
-    if u > pools.capacity[pool] or u < 1:
-        note(faults, misc, np.int64(_OUT_OF_RANGE), u, np.int64(-1), np.int64(-1))
-        return
-    old, new = np.int64(status[pools.base[pool] + u]), np.int64(word) & (_REFS | _CACHED | _PINNED | _DEFERRED)
-    if not new & _CACHED:
-        new &= ~_PINNED  # nothing is protected that is not there
-    if old == new:
-        return
-    if misc[_CONVERGED]:
-        pools.tally[pool, _DIFFERENCES] += 1
-        note(faults, misc, np.int64(_AUDIT_MISMATCH), u, np.int64(-1), np.int64(-1))
-    _move(u, old, new, False, pool, misc, status, pools, detail, runs)
-
-
-@kernel
-def audit_slice(
-    words: Any,
-    at: Any,
-    n: Any,
-    first: Any,
-    repeat: Any,
-    pool: Any,
-    misc: Any,
-    status: Any,
-    pools: Any,
-    detail: Any,
-    runs: Any,
-    faults: Any,
-) -> None:
-    """Status words at `words[at]`, `n` of them or one that `repeat`s, are what the engine says of the units from
-    `first` on.
-    """
-    for k in range(n):
-        _audit(first + k, np.int64(words[at if repeat else at + k]), pool, misc, status, pools, detail, runs, faults)
-
-
-@kernel
-def clear_pool(pool: Any, status: Any, pools: Any, detail: Any, runs: Any) -> Any:
-    """Every unit of a newly attached pool is free."""
-    base, cap = pools.base[pool], pools.capacity[pool]
-    for i in range(base, base + cap + 2):
-        status[i] = 0
-        if detail is not None:
-            detail.since[i] = 0
-            detail.owners[i] = 0
-            detail.owner[i] = 0
-            detail.generation[i] += np.uint32(1)
-        if runs is not None and pools.runs[pool]:  # where no runs are tracked their pages are never touched
-            runs.length[i] = 0
-            runs.of_length[i] = 0
-    pools.counts[pool, :] = 0
-    pools.counts[pool, FREE] = cap
-    if runs is not None:
-        runs.longest[pool] = 0
-        runs.count[pool] = 0
-        if pools.runs[pool]:
-            _add_run(runs, pool, base, 1, cap)

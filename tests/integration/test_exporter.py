@@ -189,5 +189,5 @@ def test_a_directory_without_permission_is_said(tmp_path: Path) -> None:
     for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 4, done.stderr
     assert "no permission to read" in done.stderr and done.stderr.count("\n") == 1

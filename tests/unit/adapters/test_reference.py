@@ -22,7 +22,7 @@ from kvmon.serving import state as at
 from kvmon.serving.config import SchedulerConfig
 from kvmon.serving.scheduler import Scheduler
 from kvmon.state import StreamState, scan
-from kvmon.state.kernels import slots_of_table
+from kvmon.state.requests import slots_of_table
 from tests.naive.replayed import ReplayedPool
 
 HASH_TOKENS = 16
