@@ -36,6 +36,10 @@ def markdown(rows: list[Row]) -> str:
         "| work | measured | target | |",
         "| --- | --- | --- | --- |",
         *(f"| {row.work} | {row.figure} | {row.target} | {VERDICTS[row.met]} |" for row in rows),
+        "",
+        "What keeps a figure from its target, where it is missed or near:",
+        "",
+        *(f"- {row.work}: {row.limit}" for row in rows if row.limit),
     ]
     return "\n".join(lines) + "\n"
 

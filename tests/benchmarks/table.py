@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """`met` is None where there is no target to hold the figure against."""
+    """`met` is None where there is no target to hold the figure against; `limit` says what keeps the figure from it."""
 
     work: str
     figure: str
     target: str = ""
     met: bool | None = None
+    limit: str = ""
 
 
 def best_of(runs: int, measured: Callable[[], object]) -> float:
