@@ -50,7 +50,9 @@ VERBS = {
     "top": Verb("kvmon.cli.top:command", "Watch the KV memory of running engines in the terminal."),
     "capture": Verb("kvmon.cli.capture:command", "Keep a recording as one compressed file, also of a dead engine."),
     "verify": Verb("kvmon.cli.verify:command", "Check that a recording or capture is whole and consistent."),
+    "workload": Verb("kvmon.cli.workload:command", "Make request traffic and write it as a trace."),
     "simulate": Verb("kvmon.cli.simulate:command", "Run a request trace through an allocator."),
+    "fit": Verb("kvmon.cli.fit:command", "Fit the clock of the simulator to the steps of a recording."),
     "metrics": Verb("kvmon.cli.metrics:command", "List every metric with its meaning, unit and labels."),
 }
 

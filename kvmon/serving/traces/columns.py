@@ -30,6 +30,8 @@ class Rows:
     limit: list[int] = field(default_factory=list)
     class_id: list[int] = field(default_factory=list)
     identities: list[Sequence[int]] = field(default_factory=list)
+    follows: list[int] = field(default_factory=list)
+    abort_ns: list[int] = field(default_factory=list)
 
     def add(
         self,
@@ -40,27 +42,32 @@ class Rows:
         limit: int = 0,
         class_id: int = 0,
         identities: Sequence[int] = (),
+        follows: int = 0,
+        abort_ns: int = 0,
     ) -> None:
-        """One request."""
+        """One request; `arrival_ns` of one that follows another is the pause between them."""
         self.arrival_ns.append(arrival_ns)
         self.prompt.append(prompt)
         self.output.append(output)
         self.limit.append(limit)
         self.class_id.append(class_id)
         self.identities.append(identities)
+        self.follows.append(follows)
+        self.abort_ns.append(abort_ns)
 
     def workload(self, name: str, hash_tokens: int) -> Workload:
         """The rows as a workload; arrivals count from the first one."""
         if not self.arrival_ns:
             raise TraceError(f"{name} holds no request: nothing to simulate")
         arrival = np.array(self.arrival_ns, np.int64)
+        follows = np.array(self.follows, np.int32)
         output = np.array(self.output, np.int32)
         limit = np.array(self.limit, np.int32)
         limit[limit == 0] = output.max()
         counts = np.array([len(ids) for ids in self.identities], np.int64)
         flat = [identity for ids in self.identities for identity in ids]
         return Workload(
-            arrival_ns=arrival - arrival[0],
+            arrival_ns=np.where(follows == 0, arrival - arrival[0], arrival),
             prompt_tokens=np.array(self.prompt, np.int32),
             output_tokens=output,
             token_limit=limit,
@@ -69,6 +76,8 @@ class Rows:
             hashes=np.array(flat, np.uint64),
             hash_tokens=hash_tokens if flat else 0,
             name=name,
+            follows=follows,
+            abort_ns=np.array(self.abort_ns, np.int64),
         )
 
 

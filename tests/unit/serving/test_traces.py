@@ -1,14 +1,23 @@
-"""Trace readers: what they take, and the line they name when they refuse."""
+"""Trace readers: what they take, the line they name when they refuse, and what is written is read back."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvmon.errors import TraceError
+from kvmon.serving import Workload
 from kvmon.serving.traces import TRACE_FORMATS, read_trace
+from kvmon.serving.traces.identities import Names, named, names_of
+from kvmon.serving.traces.writing import write_plain
+from kvmon.serving.workloads import chat_and_agents
 
 MOONCAKE = {"timestamp": 0, "input_length": 700, "output_length": 5, "hash_ids": [0, 1]}
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
@@ -55,6 +64,112 @@ def test_plain(tmp_path: Path) -> None:
     assert workload.hash_offsets.tolist() == [0, 2, 4, 4]
 
 
+def test_plain_conversations(tmp_path: Path) -> None:
+    """A chat is named to the end of what it generates, behind the shared prefix; pauses and patience are kept."""
+    header = PLAIN + ",prefix_id,prefix_tokens,follows,abort_s,chat_id"
+    rows = ("9,50,40,7,40,,,3", "0.25,100,28,7,40,1,1.5,3", "9,100,28,7,40,,,4")
+    workload = read_trace(write(tmp_path / "x", header, *rows))
+    assert workload.follows.tolist() == [0, 1, 0]
+    assert workload.arrival_ns.tolist() == [0, 250_000_000, 0]
+    assert workload.abort_ns.tolist() == [0, 1_500_000_000, 0]
+    first, second, other = np.split(workload.hashes, workload.hash_offsets[1:-1])
+    assert len(first) == (50 + 40) // 16 and len(second) == len(other) == (100 + 28) // 16
+    assert second[: len(first)].tolist() == first.tolist()
+    assert other[:2].tolist() == first[:2].tolist() and not set(other[2:].tolist()) & set(second.tolist())
+    assert workload.covered_tokens().tolist() == [80, 128, 128]
+
+
+def test_a_chat_is_named_no_further_than_its_limit(tmp_path: Path) -> None:
+    """What the limit cuts off is never generated, so it has no name."""
+    workload = read_trace(write(tmp_path / "x", PLAIN + ",limit,chat_id", "0,64,160,32,1"))
+    assert workload.covered_tokens().tolist() == [96]
+
+
+@pytest.mark.parametrize("seconds", ["1700000000.123456789", "1e-9", "0.1", "4000000000.999999999", "-5.000000001"])
+def test_seconds_are_exact(tmp_path: Path, seconds: str) -> None:
+    """Every digit that a nanosecond has is kept, also of times since 1970."""
+    whole = int(Decimal(seconds) * 10**9)
+    workload = read_trace(write(tmp_path / "x", PLAIN, "-6,1,1", f"{seconds},1,1"))
+    assert workload.arrival_ns.tolist() == [0, whole + 6 * 10**9]
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    """Any workload that starts at 0 and whose identities are those of the plain format."""
+    n = draw(st.integers(1, 12))
+
+    def column(least: int, most: int) -> np.ndarray:
+        return np.array(draw(st.lists(st.integers(least, most), min_size=n, max_size=n)), np.int64)
+
+    follows = np.minimum(column(0, n) * column(0, 1), np.arange(n))
+    pauses = column(0, 2**58)
+    alone = follows == 0
+    arrivals = np.sort(pauses[alone])
+    pauses[alone] = arrivals - arrivals[0]
+    prompt = column(1, 500)
+    chat = column(0, 3)
+    prefix = np.where(chat > 0, chat % 2, column(0, 3))
+    common = np.where(prefix > 0, np.where(chat > 0, 16, column(1, 100)), 0)
+    plain = Workload(
+        arrival_ns=pauses,
+        prompt_tokens=np.maximum(prompt, common).astype(np.int32),
+        output_tokens=column(1, 2**30 if not chat.any() else 300).astype(np.int32),
+        token_limit=column(1, 2**30).astype(np.int32),
+        class_id=column(0, 2**30).astype(np.int32),
+        follows=follows.astype(np.int32),
+        abort_ns=column(0, 2**60) * column(0, 1),
+    )
+    return named(plain, Names(prefix, common, chat))
+
+
+def assert_same(one: Workload, other: Workload) -> None:
+    """Every array and the step of the identities agree; names may differ."""
+    for field in fields(Workload):
+        if field.name != "name":
+            assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+@given(workload=workloads())
+@settings(max_examples=150, deadline=None)
+def test_what_is_written_is_read_back(workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every time to the nanosecond, every length, class, limit, identity, every follower and every abort."""
+    path = tmp_path_factory.mktemp("round") / "x.csv"
+    write_plain(workload, path)
+    assert_same(read_trace(path), workload)
+
+
+def test_writing_counts_arrivals_from_the_first(tmp_path: Path) -> None:
+    """A workload that starts later is read back as one that starts at 0; pauses stay as they are."""
+    late = replace(
+        chat_and_agents(5, 3),
+        arrival_ns=np.array([2_000_000_000, 700_000_000, 2_000_000_001], np.int64),
+        follows=np.array([0, 1, 0], np.int32),
+    )
+    write_plain(late, tmp_path / "x")
+    assert_same(read_trace(tmp_path / "x"), replace(late, arrival_ns=np.array([0, 700_000_000, 1], np.int64)))
+
+
+def test_identities_of_another_format_are_not_written(tmp_path: Path) -> None:
+    """A trace of Mooncake, identities that nobody shares by column, and a chat with two headers have no columns."""
+    base = chat_and_agents(5, 3, shared_prefix_tokens=0)
+    foreign = read_trace(write(tmp_path / "x", json.dumps(MOONCAKE)))
+    odd = replace(base, hash_offsets=np.array([0, 1, 1, 1]), hashes=np.array([2**40 + 7], np.uint64), hash_tokens=16)
+    columns = (np.array([1, 2, 0]), np.array([16, 16, 0]), np.array([4, 4, 0]))
+    for workload in (foreign, odd, replace(base, hash_offsets=odd.hash_offsets, hashes=odd.hashes, hash_tokens=8)):
+        with pytest.raises(TraceError, match="not those of a CSV trace"):
+            write_plain(workload, tmp_path / "y")
+    with pytest.raises(TraceError, match="not those of a CSV trace"):
+        names_of(named(base, Names(*columns)))
+    assert not (tmp_path / "y").exists()
+
+
+def test_too_many_identities_are_refused(tmp_path: Path) -> None:
+    """A file of a few bytes does not fill the memory."""
+    rows = [f"0,{2**30},1,1,{2**30}"] * 3
+    with pytest.raises(TraceError, match="fewer or shorter"):
+        read_trace(write(tmp_path / "x", PLAIN + ",prefix_id,prefix_tokens", *rows))
+
+
 def bad(line: str, header: str) -> tuple[str, ...]:
     """A good line and a bad one behind the header."""
     good = {"": json.dumps(MOONCAKE), AZURE: "2023-11-16 18:15:46.1,3,4", PLAIN: "1,3,4"}[header]
@@ -88,6 +203,24 @@ def bad(line: str, header: str) -> tuple[str, ...]:
         ((PLAIN + ",colour", "1,2,3,red"), 1, "unknown or repeated colour"),
         ((PLAIN + ",prefix_id,prefix_tokens", "1,20,3,1,"), 2, "go together"),
         ((PLAIN + ",prefix_id,prefix_tokens", "1,20,3,1,21"), 2, "no longer than its prompt"),
+        (bad("-inf,3,4", PLAIN), 3, "number of seconds"),
+        (bad("1e9999999,3,4", PLAIN), 3, "number of seconds"),
+        (bad("snan,3,4", PLAIN), 3, "number of seconds"),
+        (bad("1,-3,4", PLAIN), 3, "from 0"),
+        (bad("1,3,-4", PLAIN), 3, "from 0"),
+        (bad("1,3,0", PLAIN), 3, "at least 1 token"),
+        (bad("1,3," + "4" * 200_000, PLAIN), 3, "no row of a CSV"),
+        ((PLAIN + ",follows", "1,20,3,", "1,20,3,2"), 3, "this is row 2 and follows row 2"),
+        ((PLAIN + ",follows", "1,20,3,2", "1,20,3,"), 2, "this is row 1 and follows row 2"),
+        ((PLAIN + ",follows", "1,20,3,", "1,20,3,-1"), 3, "from 0"),
+        ((PLAIN + ",follows", "1,20,3,", "1,20,3,0.5"), 3, "whole number"),
+        ((PLAIN + ",follows", "1,20,3,", "-1,20,3,1"), 3, "pause after row 1 is negative"),
+        ((PLAIN + ",follows", "5,20,3,", "1,20,3,1", "4,20,3,"), 4, "before the line above"),
+        ((PLAIN + ",abort_s", "1,20,3,0"), 2, "leave it empty for never"),
+        ((PLAIN + ",abort_s", "1,20,3,-1"), 2, "more than 0"),
+        ((PLAIN + ",abort_s", "1,20,3,nan"), 2, "number of seconds"),
+        ((PLAIN + ",chat_id", "1,20,3,x"), 2, "whole number"),
+        ((PLAIN + ",prefix_id,prefix_tokens,chat_id", "1,90,3,1,32,5", "1,90,3,1,48,5"), 3, "another shared prefix"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, lines: tuple[str, ...], line: int, says: str) -> None:

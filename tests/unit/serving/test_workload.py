@@ -1,4 +1,4 @@
-"""Workloads: what they refuse, how pages are named, and the seeded generator."""
+"""Workloads: what they refuse, who follows whom, and how pages are named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from kvmon.errors import ConfigError, TraceError
 from kvmon.serving import StepTime, Workload, page_hashes
 from kvmon.serving.model_shape import kv_bytes_per_token, parse_model_shape
 from kvmon.serving.workload import check_page_hashes
-from kvmon.serving.workloads import CLASS_AGENT, CLASS_CHAT, chat_and_agents
 
 
 def two(**changes: object) -> Workload:
@@ -43,6 +42,15 @@ def two(**changes: object) -> Workload:
         ({"hash_tokens": 0}, "without hash_tokens"),
         ({"hashes": np.array([7, 0, 8], np.uint64)}, "reserved"),
         ({"arrival_ns": np.zeros(0, np.int64)}, "holds no request"),
+        ({"follows": np.array([0])}, "follows has 1 entries for 2"),
+        ({"follows": np.array([0, 2])}, "request 2 follows request 2: only an earlier"),
+        ({"follows": np.array([1, 0])}, "request 1 follows request 1: only an earlier"),
+        ({"follows": np.array([0, -1])}, "request 2 follows request -1"),
+        ({"follows": np.array([0, 1]), "arrival_ns": np.array([0, -1])}, "request 2 arrives after a negative pause"),
+        ({"follows": np.array([0, 1]), "arrival_ns": np.array([2**61, 2**62])}, "more than 146 years"),
+        ({"arrival_ns": np.array([0, 2**63 - 1])}, "more than 146 years"),
+        ({"abort_ns": np.array([1, 2, 3])}, "abort_ns has 3 entries for 2"),
+        ({"abort_ns": np.array([0, -1])}, "abort_ns of request 2 is -1"),
     ],
 )
 def test_what_no_request_can_be_is_refused(changes: dict[str, object], says: str) -> None:
@@ -89,28 +97,21 @@ def test_the_first_requests() -> None:
         two().first(0)
 
 
-def test_the_generator_is_seeded_and_has_the_traffic_it_promises() -> None:
-    """Equal seeds agree, others do not; agents and chats have their lengths, and everybody the shared prefix."""
-    demand = chat_and_agents(3, 4000, rate_per_s=8.0)
-    again = chat_and_agents(3, 4000, rate_per_s=8.0)
-    assert np.array_equal(demand.arrival_ns, again.arrival_ns) and np.array_equal(
-        demand.prompt_tokens, again.prompt_tokens
-    )
-    assert not np.array_equal(demand.prompt_tokens, chat_and_agents(4, 4000).prompt_tokens)
-    agents = demand.class_id == CLASS_AGENT
-    assert set(demand.class_id.tolist()) == {CLASS_CHAT, CLASS_AGENT}
-    assert agents.mean() == pytest.approx(0.35, abs=0.03)
-    assert demand.prompt_tokens[agents].min() >= 650 and demand.prompt_tokens[agents].max() <= 4600
-    assert demand.output_tokens[agents].min() >= 800 and demand.output_tokens[agents].max() <= 1500
-    assert demand.output_tokens[~agents].mean() == pytest.approx(200, rel=0.1)
-    assert 4000 / (demand.arrival_ns[-1] / 1e9) == pytest.approx(8.0, rel=0.1)
-    assert page_hashes(demand, 1, 16).tolist() == page_hashes(demand, 2, 16).tolist()
-    for wrong in ({"rate_per_s": 0.0}, {"agent_share": 1.5}, {"shared_prefix_tokens": -1}):
-        with pytest.raises(ConfigError):
-            chat_and_agents(1, 10, **wrong)
-    with pytest.raises(ConfigError):
-        chat_and_agents(1, 0)
-    assert chat_and_agents(1, 3, shared_prefix_tokens=0).hash_tokens == 0
+def test_who_follows_whom() -> None:
+    """Requests that follow another one pause after it, in any order; only independent ones are sorted by arrival."""
+    chain = {"arrival_ns": np.array([7, 3], np.int64), "follows": np.array([0, 1], np.int32)}
+    assert two(**chain).independent.tolist() == [True, False]
+    assert two().independent.tolist() == [True, True]
+    cut = two(**chain, abort_ns=np.array([0, 4], np.int64)).first(1)
+    assert (len(cut), cut.follows.tolist(), cut.abort_ns.tolist()) == (1, [], [])
+    whole = two(**chain, abort_ns=np.array([0, 4], np.int64)).first(2)
+    assert (whole.follows.tolist(), whole.abort_ns.tolist()) == ([0, 1], [0, 4])
+
+
+def test_nobody_follows_and_nobody_hangs_up() -> None:
+    """Zeros throughout are the same as no array: one way to say it."""
+    none = two(follows=np.zeros(2, np.int32), abort_ns=np.zeros(2, np.int64))
+    assert len(none.follows) == len(none.abort_ns) == 0
 
 
 @pytest.mark.parametrize(

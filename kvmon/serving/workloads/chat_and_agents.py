@@ -1,7 +1,7 @@
-"""Seeded synthetic demand, for demonstrations and tests.
+"""The traffic of the demo: independent chats and agents behind one shared prompt prefix.
 
-Invariant: the same arguments give the same arrays on every machine with the same numpy; no clock, no global random
-state.
+Invariant: the same arguments give the same arrays on every machine with the same numpy; demo, tests and benchmarks
+compare runs by its seed, so what it draws, and in which order, does not change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.errors import ConfigError
-from kvmon.serving.traces.plain import HASH_TOKENS, prefix_identities
+from kvmon.serving.traces.identities import HASH_TOKENS, prefix_identities
 from kvmon.serving.workload import Workload
 
 __all__ = ["CLASS_AGENT", "CLASS_CHAT", "chat_and_agents"]
