@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kvmon.allocators import journal as entries
 from kvmon.crc import CRC_TABLES, crc32
 from kvmon.events import Kind, encode
+from kvmon.events.wire import OP_POOL
 from kvmon.jit import kernel
 from kvmon.probe import PoolInfo
 
@@ -45,9 +46,31 @@ _FINISH, _PREEMPT, _FAIL, _RELOCATE, _STEP = (
     entries.RELOCATE,
     entries.STEP,
 )
-_UNIT_KIND = np.zeros(16, np.int64)
-_UNIT_KIND[[_ALLOC, _SHARE, _UNSHARE, _CACHE]] = [Kind.ALLOC, Kind.SHARE, Kind.UNSHARE, Kind.CACHE_INSERT]
-_FIELD_COUNT = np.zeros(32, np.int64)
+_USE_POOL, _COMMIT, _COMPACT, _CLAIMS, _ERROR, _LOST = (
+    entries.USE_POOL,
+    entries.COMMIT,
+    entries.COMPACT,
+    entries.CLAIMS,
+    entries.ERROR,
+    entries.LOST,
+)
+_ASSIGN_WINDOW, _OFFLOAD, _ONBOARD = entries.ASSIGN_WINDOW, entries.OFFLOAD, entries.ONBOARD
+_MOST_CODES = 40
+_UNIT_KIND = np.zeros(_MOST_CODES, np.int64)
+for _code, _kind in (
+    (_ALLOC, Kind.ALLOC),
+    (_SHARE, Kind.SHARE),
+    (_UNSHARE, Kind.UNSHARE),
+    (_CACHE, Kind.CACHE_INSERT),
+    (entries.PIN, Kind.PIN),
+    (entries.EVICT, Kind.EVICT),
+    (entries.DEFER, Kind.DEFER),
+    (entries.FREE, Kind.FREE),
+):
+    _UNIT_KIND[_code] = _kind
+_FIELD_COUNT = np.zeros(_MOST_CODES, np.int64)
+_NAMES_UNITS = np.zeros(_MOST_CODES, np.uint8)
+_NAMES_UNITS[list(entries.WITH_UNITS)] = 1
 for _code, _count in entries.ENTRY_FIELDS.items():
     _FIELD_COUNT[_code] = _count
 
@@ -68,6 +91,11 @@ _K_PREEMPTED, _K_FAILED, _K_MIGRATED, _K_RESET, _K_STEP = (
     _K[Kind.POOL_RESET],
     _K[Kind.STEP],
 )
+_K_COMMIT, _K_OFFLOADED, _K_ONBOARDED = _K[Kind.COMMIT], _K[Kind.OFFLOADED], _K[Kind.ONBOARDED]
+_K_COMPACTED, _K_CLAIMS, _K_ERROR = _K[Kind.COMPACTED], _K[Kind.CLAIMS], _K[Kind.ENGINE_ERROR]
+_K_GAP = _K[Kind.GAP]
+_POOL_WORD = OP_POOL << 27
+_OTHER_POOL = 2
 _ABSENT = 0xFFFFFFFF
 _LOW31 = (1 << 31) - 1
 _UNKNOWN_REASON = 10  # of the allocator; 0 in events
@@ -93,13 +121,14 @@ def _translate(
     hash_tokens: int,
     unit_kind: Ints,
     field_count: Ints,
+    names_units: npt.NDArray[np.uint8],
     tables: Any,
 ) -> int:
     """Append entries from `start` on to `out`; returns where it stopped: the end, or what `out` has no room for."""
     j, o = start, place[_OUT]
     while j < len(journal):
         code = journal[j]
-        grouped = code < 10 and (unit_kind[code] > 0 or code == _ASSIGN)
+        grouped = names_units[code] > 0
         size = 3 + journal[j + 2] if grouped else 1 + field_count[code]
         request = journal[j + 1] if size > 1 else 0
         identities = offsets[request] - offsets[request - 1] if code == _ARRIVE else 0
@@ -107,10 +136,15 @@ def _translate(
             break
         if grouped:
             n = journal[j + 2]
-            if code == _ASSIGN:
+            if code in (_ASSIGN, _ASSIGN_WINDOW):
                 out[o] = _K_ASSIGN | (n + 2)
                 out[o + 1] = request
-                out[o + 2] = 1
+                out[o + 2] = 2 if code == _ASSIGN_WINDOW else 1
+                o += 3
+            elif code in (_OFFLOAD, _ONBOARD):
+                out[o] = (_K_OFFLOADED if code == _OFFLOAD else _K_ONBOARDED) | (n + 2)
+                out[o + 1] = request + 1
+                out[o + 2] = _OTHER_POOL + 1
                 o += 3
             elif n == 1:
                 out[o] = unit_kind[code] << 27 | journal[j + 3]
@@ -138,6 +172,34 @@ def _translate(
             out[o + 1] = request
             out[o + 2] = journal[j + 2] + 1
             o += 3
+        elif code == _USE_POOL:
+            out[o] = _POOL_WORD | journal[j + 1]
+            o += 1
+        elif code == _COMMIT:
+            out[o] = _K_COMMIT | 2
+            out[o + 1] = request
+            out[o + 2] = journal[j + 2] + 1
+            o += 3
+        elif code == _LOST:
+            out[o] = _K_GAP | 3
+            _wide(out, o + 1, journal[j + 1])
+            out[o + 3] = journal[j + 2] + 1
+            o += 4
+        elif code == _COMPACT:
+            out[o] = _K_COMPACTED | 1
+            out[o + 1] = journal[j + 1] + 1
+            o += 2
+        elif code == _CLAIMS:
+            out[o] = _K_CLAIMS | 5
+            for k in range(5):
+                out[o + 1 + k] = journal[j + 1 + k] + 1
+            o += 6
+        elif code == _ERROR:
+            out[o] = _K_ERROR | 7
+            out[o + 1] = journal[j + 1] + 1
+            for k in range(3):
+                _wide(out, o + 2 + 2 * k, journal[j + 2 + k])
+            o += 8
         elif code == _RESET:
             out[o] = _K_RESET
             o += 1
@@ -242,9 +304,9 @@ def _translate(
 class JournalWords:
     """A journal sink that hands whole frames on to `write`.
 
-    `config` and `pool` open the stream; `offsets` (int64, requests + 1) and `hashes` (uint64) are the workload's
-    prefix identities, one for each `hash_tokens` tokens. `close` hands on what follows the last step, if anything, in
-    a frame of its own.
+    `config`, `pool` and `second` (the pool that USE_POOL 2 means) open the stream; `offsets` (int64, requests + 1) and
+    `hashes` (uint64) are the workload's prefix identities, one for each `hash_tokens` tokens. `close` hands on what
+    follows the last step, if anything, in a frame of its own.
     """
 
     def __init__(
@@ -253,6 +315,7 @@ class JournalWords:
         config_text: str,
         pool: PoolInfo,
         *,
+        second: PoolInfo | None = None,
         requests: int,
         offsets: Ints | None = None,
         hashes: npt.NDArray[np.uint64] | None = None,
@@ -270,6 +333,8 @@ class JournalWords:
             *encode(Kind.ENGINE_CONFIG, text=config_text),
             *encode(Kind.POOL_ATTACHED, pool=1, restated=0, text=pool.text(True)),
         ]
+        if second is not None:
+            preamble += encode(Kind.POOL_ATTACHED, pool=_OTHER_POOL, restated=0, text=second.text(True))
         self._out[: len(preamble)] = preamble
         self._place[_OUT] = len(preamble)
         self._last_ns = 0
@@ -278,24 +343,19 @@ class JournalWords:
         """Translate a piece of the journal."""
         at = 0
         while at < len(journal):
-            before = at
-            at = _translate(
-                journal,
-                at,
-                self._out,
-                self._place,
-                self._target,
-                self._decoding,
-                self._offsets,
-                self._hashes,
-                self._hash_tokens,
-                _UNIT_KIND,
-                _FIELD_COUNT,
-                CRC_TABLES,
-            )
+            before, at = at, self._append(journal, at)
             self._hand_on()
             if at == before:
-                self._out = np.concatenate((self._out, np.zeros(len(self._out), np.uint32)))
+                self._enlarge()
+
+    def overlook(self, journal: Ints) -> None:
+        """Take note of entries without a step that are not to be recorded: what follows is said as if they were."""
+        used, at = int(self._place[_OUT]), 0
+        while at < len(journal):
+            before, at = at, self._append(journal, at)
+            self._place[_OUT] = used
+            if at == before:
+                self._enlarge()
 
     def close(self) -> None:
         """Close the last frame where records follow the last step, and hand it on."""
@@ -308,6 +368,29 @@ class JournalWords:
             self._out[used + 5] = crc or 1
             self._place[:] = (used + 6, used + 6, frame + 1)
             self._hand_on()
+
+    def _append(self, journal: Ints, start: int) -> int:
+        """Translate entries from `start` on; where it stopped."""
+        return int(
+            _translate(
+                journal,
+                start,
+                self._out,
+                self._place,
+                self._target,
+                self._decoding,
+                self._offsets,
+                self._hashes,
+                self._hash_tokens,
+                _UNIT_KIND,
+                _FIELD_COUNT,
+                _NAMES_UNITS,
+                CRC_TABLES,
+            )
+        )
+
+    def _enlarge(self) -> None:
+        self._out = np.concatenate((self._out, np.zeros(len(self._out), np.uint32)))
 
     def _hand_on(self) -> None:
         whole, used = int(self._place[_FRAME_AT]), int(self._place[_OUT])

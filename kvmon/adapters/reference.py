@@ -7,7 +7,7 @@ translation for the simulator, compiled, straight to words; a test holds the two
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,17 @@ from kvmon.allocators import page_pool
 from kvmon.allocators.config import AllocatorConfig, ContiguousConfig, PagedConfig
 from kvmon.allocators.journal import iterate
 from kvmon.allocators.refusal import Reason
-from kvmon.events import FailureReason, RequestState, status_word
+from kvmon.events import FailureReason, RequestState
+from kvmon.events.wire import CACHED, DEFERRED, PINNED, STATUS
 from kvmon.probe import PoolInfo, PoolProbe, RequestPicture, StreamProbe
+from kvmon.serving import retention
 from kvmon.serving import state as at
 from kvmon.serving.config import SchedulerConfig
 from kvmon.serving.scheduler import Scheduler
 
-__all__ = ["ReferenceAdapter", "ReferenceAudit", "engine_config", "pool_info"]
+__all__ = ["ReferenceAdapter", "ReferenceAudit", "engine_config", "pool_info", "second_pool_info"]
+
+_SECOND = 2  # the pool that USE_POOL 2 means
 
 _STATES = {
     at.WAITING: RequestState.WAITING,
@@ -35,8 +39,11 @@ _STATES = {
 
 
 def pool_info(allocator: AllocatorConfig, token_bytes: int, name: str = "kv") -> PoolInfo:
-    """The pool of an allocator; `token_bytes` = bytes of keys and values of one token over all layers."""
+    """The pool of an allocator; `token_bytes` = bytes of keys and values of one token over all layers of a group."""
     paged = isinstance(allocator, PagedConfig)
+    attributes: dict[str, Any] = {}
+    if isinstance(allocator, PagedConfig) and allocator.window_tokens and not allocator.window_pool_units:
+        attributes = {"groups": 2, "window_tokens": allocator.window_tokens}
     return PoolInfo(
         name=name,
         capacity_units=allocator.capacity_units,
@@ -44,26 +51,70 @@ def pool_info(allocator: AllocatorConfig, token_bytes: int, name: str = "kv") ->
         unit_tokens=allocator.unit_tokens,
         layout="paged" if paged else "contiguous",
         contiguity="none" if paged else "required",
+        placement="buddy" if isinstance(allocator, ContiguousConfig) and allocator.placement == "buddy" else "",
+        attributes=attributes,
     )
 
 
+def second_pool_info(allocator: AllocatorConfig, scheduler: SchedulerConfig, token_bytes: int) -> PoolInfo | None:
+    """The pool that an engine has beside: the window group's own, or the host tier; None where there is none."""
+    unit = allocator.unit_tokens
+    if isinstance(allocator, PagedConfig) and allocator.window_pool_units:
+        return PoolInfo(
+            name="kv-window",
+            capacity_units=allocator.window_pool_units,
+            unit_bytes=unit * token_bytes,
+            unit_tokens=unit,
+            attributes={"window_tokens": allocator.window_tokens},
+        )
+    if scheduler.host_tokens >= unit:
+        return PoolInfo(
+            name="kv-host",
+            capacity_units=scheduler.host_tokens // unit,
+            unit_bytes=unit * token_bytes,
+            unit_tokens=unit,
+            layout="contiguous",
+            contiguity="required",
+            tier="cpu",
+        )
+    return None
+
+
 def engine_config(allocator: AllocatorConfig, scheduler: SchedulerConfig) -> dict[str, Any]:
-    """What `engine_config` says of the reference engine."""
-    paged = isinstance(allocator, PagedConfig)
-    chunk = allocator.chunk_tokens if isinstance(allocator, ContiguousConfig) else None
-    return {
+    """What `engine_config` says of the reference engine: policies by their names, options only where they are used."""
+    config: dict[str, Any] = {
         "adapter": "reference",
         "fidelity": "exact",
-        "allocator": "paged" if paged else "first-fit",
+        "allocator": allocator.placement if isinstance(allocator, ContiguousConfig) else "paged",
         "prefix_cache": isinstance(allocator, PagedConfig) and allocator.prefix_cache,
-        "reserve": "none" if paged else "max" if chunk is None else f"chunk:{chunk}",
+        "reserve": "none",
         "token_budget": scheduler.token_budget,
         "max_sequences": scheduler.max_sequences,
         "chunked_prefill": scheduler.chunked_prefill,
         "watermark": scheduler.watermark,
         "admission": scheduler.admit_by,
-        "eviction": "lru",
+        "preemption": scheduler.preemption,
+        "eviction": allocator.evict if isinstance(allocator, PagedConfig) else "none",
     }
+    if isinstance(allocator, ContiguousConfig):
+        chunk = allocator.chunk_tokens
+        config["reserve"] = allocator.reserve if chunk is None else f"chunk:{chunk}"
+    options: dict[str, Any] = {
+        "max_model_len": scheduler.max_model_len,
+        "quotas": {str(class_id): share for class_id, share in allocator.quotas},
+        "priorities": {str(class_id): level for class_id, level in scheduler.priorities},
+        "host_tokens": scheduler.host_tokens,
+        "lookahead_tokens": scheduler.lookahead_tokens,
+        "transfer_share": scheduler.transfer_share,
+    }
+    if isinstance(allocator, PagedConfig):
+        options["reclaim"] = "" if allocator.reclaim == "on-demand" else allocator.reclaim
+        options["pin_share"] = allocator.pin_share
+        options["window_tokens"] = allocator.window_tokens
+    else:
+        options["compaction"] = allocator.compaction
+        options["retained_prefixes"] = allocator.retained_prefixes
+    return {**config, **{name: value for name, value in options.items() if value}}
 
 
 def _failure_reason(reason: int) -> int:
@@ -79,7 +130,7 @@ def _hash_words(identities: npt.NDArray[np.uint64]) -> array[int]:
 
 
 class ReferenceAdapter:
-    """Translates journals of one scheduler into records of one pool.
+    """Translates journals of one scheduler into records of its pool, and of the `second` one where it has two.
 
     `identities` gives the prefix identities of a request (uint64, one for each `hash_tokens` tokens); `time_base_ns`
     is added to the journal's times, so that they stand on the probe's clock.
@@ -90,6 +141,7 @@ class ReferenceAdapter:
         probe: StreamProbe,
         pool: PoolProbe,
         *,
+        second: PoolProbe | None = None,
         identities: Callable[[int], npt.NDArray[np.uint64]] | None = None,
         hash_tokens: int = 0,
         time_base_ns: int = 0,
@@ -101,26 +153,47 @@ class ReferenceAdapter:
         self._base = time_base_ns
         self._target: dict[int, int] = {}
         self._decoding: set[int] = set()
+        self._pools = {1: self._of_pool(pool)}
+        if second is not None:
+            self._pools[_SECOND] = self._of_pool(second)
         self._handlers: dict[int, Callable[..., None]] = {
-            entries.ALLOC: lambda request, count, *units: pool.alloc(units),
-            entries.ALLOC_RUN: lambda request, start, count: pool.alloc_run(start, count),
-            entries.FREE_RUN: lambda request, start, count: pool.free_run(start, count),
-            entries.SHARE: lambda request, count, *units: pool.share(units),
-            entries.UNSHARE: lambda request, count, *units: pool.unshare(units),
-            entries.CACHE: lambda request, count, *units: pool.cache(units),
-            entries.RESET: pool.reset,
-            entries.ASSIGN: lambda request, count, *units: pool.assign(request, units),
-            entries.ASSIGN_RUN: pool.assign_run,
-            entries.RESERVE: pool.reserve,
-            entries.RELOCATE: pool.migrated,
+            entries.USE_POOL: self._use_pool,
             entries.ARRIVE: self._arrive,
             entries.ADMIT: self._admit,
             entries.PROGRESS: self._progress,
             entries.FIRST_TOKEN: probe.first_token,
             entries.FINISH: self._finish,
             entries.PREEMPT: self._preempt,
-            entries.FAIL: self._fail,
+            entries.CLAIMS: self._claims,
+            entries.ERROR: probe.engine_error,
             entries.STEP: self._step,
+        }
+        self._use_pool(1)
+
+    def _of_pool(self, pool: PoolProbe) -> dict[int, Callable[..., None]]:
+        """What each entry about a pool calls."""
+        return {
+            entries.ALLOC: lambda request, count, *units: pool.alloc(units),
+            entries.ALLOC_RUN: lambda request, start, count: pool.alloc_run(start, count),
+            entries.FREE_RUN: lambda request, start, count: pool.free_run(start, count),
+            entries.SHARE: lambda request, count, *units: pool.share(units),
+            entries.UNSHARE: lambda request, count, *units: pool.unshare(units),
+            entries.CACHE: lambda request, count, *units: pool.cache(units),
+            entries.PIN: lambda request, count, *units: pool.pin(units),
+            entries.EVICT: lambda request, count, *units: pool.evict(units),
+            entries.DEFER: lambda request, count, *units: pool.defer(units),
+            entries.FREE: lambda request, count, *units: pool.free(units),
+            entries.RESET: pool.reset,
+            entries.ASSIGN: lambda request, count, *units: pool.assign(request, units),
+            entries.ASSIGN_WINDOW: lambda request, count, *units: pool.assign(request, units, 1),
+            entries.ASSIGN_RUN: pool.assign_run,
+            entries.RESERVE: pool.reserve,
+            entries.COMMIT: pool.commit,
+            entries.OFFLOAD: lambda request, count, *units: pool.offloaded(request, _SECOND, units),
+            entries.ONBOARD: lambda request, count, *units: pool.onboarded(request, _SECOND, units),
+            entries.RELOCATE: pool.migrated,
+            entries.COMPACT: lambda moved, copied: pool.compacted(moved),
+            entries.FAIL: lambda *fields: self._fail(pool, *fields),
         }
 
     def emit(self, journal: npt.NDArray[np.int64]) -> None:
@@ -128,6 +201,9 @@ class ReferenceAdapter:
         handlers = self._handlers
         for code, fields in iterate(journal):
             handlers[code](*fields)
+
+    def _use_pool(self, number: int) -> None:
+        self._handlers.update(self._pools[number])
 
     def _arrive(self, request: int, at_ns: int, class_id: int, prompt: int, limit: int, intended: int) -> None:
         self._target[request] = prompt
@@ -158,8 +234,12 @@ class ReferenceAdapter:
         self._target.pop(request, None)
         self._probe.finished(request, reason, output, intended or None)
 
+    def _claims(self, available: int, evictable: int, protected: int, in_flight: int, millionths: int) -> None:
+        self._pool.claims(available, evictable, protected, in_flight, millionths / 1_000_000)
+
+    @staticmethod
     def _fail(
-        self,
+        pool: PoolProbe,
         request: int,
         need: int,
         contiguity: int,
@@ -169,7 +249,7 @@ class ReferenceAdapter:
         reason: int,
         outcome: int,
     ) -> None:
-        self._pool.failed(request, need, contiguity, free, evictable, largest, _failure_reason(reason), outcome)
+        pool.failed(request, need, contiguity, free, evictable, largest, _failure_reason(reason), outcome)
 
     def _step(
         self,
@@ -186,7 +266,10 @@ class ReferenceAdapter:
 
 
 class ReferenceAudit:
-    """The scheduler's own arrays, as an audit ships them."""
+    """The scheduler's own arrays, as an audit ships them.
+
+    They are looked at while the STEP entry is emitted: emit what a commit wrote before the scheduler is changed again.
+    """
 
     def __init__(self, scheduler: Scheduler, time_base_ns: int = 0) -> None:
         self._scheduler = scheduler
@@ -195,16 +278,52 @@ class ReferenceAudit:
     def status(self, pool: int, first: int, count: int) -> Sequence[int]:
         """Status words of the units from `first` on."""
         serving = self._scheduler.state
-        if isinstance(self._scheduler.allocator, PagedConfig):
-            references = serving.pages.node[first : first + count, page_pool.REF]
-            cached = serving.pages.content[first : first + count] != 0
-            words = references.astype(np.uint32) | cached.astype(np.uint32) << 24 | np.uint32(1 << 31)
+        allocator = self._scheduler.allocator
+        if pool == 1 and isinstance(allocator, PagedConfig):
+            units = slice(first, first + count)
+            references = serving.pages.node[units, page_pool.REF]
+            words = references.astype(np.uint32) | np.uint32(STATUS)
+            words |= np.where(serving.pages.content[units] != 0, np.uint32(CACHED), np.uint32(0))
+            if not serving.pages.tally[page_pool.PLAIN]:
+                marks = serving.pages.more[units, page_pool.MARK]
+                words |= np.where(marks & page_pool.PINNED, np.uint32(PINNED), np.uint32(0))
+                words |= np.where((marks & page_pool.HELD != 0) & (references == 0), np.uint32(DEFERRED), np.uint32(0))
             return list(map(int, words))
-        held = np.zeros(count, bool)
-        for request in self._scheduler.running.tolist():
-            start, units = serving.held[serving.live[request, at.SEAT], at.START : at.UNITS + 1].tolist()
-            held[max(0, start - first) : max(0, start + units - first)] = True
-        return [status_word(int(one)) for one in held]
+        free = np.full(count, STATUS, np.int64)
+        for units_held in self._held_in(pool):
+            inside = units_held[(units_held >= first) & (units_held < first + count)]
+            free[inside - first] |= 1
+        if pool == 1:
+            for region in serving.apart[: serving.tally[at.REGIONS]].tolist():
+                begin, units = region[retention.FIRST] - first, region[retention.COUNT]
+                free[max(0, begin) : max(0, begin + units)] |= CACHED | PINNED
+        return [int(word) for word in free]
+
+    def _held_in(self, pool: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Units of each live request in a contiguous pool, or in the window group's own."""
+        for request in self.live_requests():
+            for number, _, units in self._tables(request):
+                if number == pool:
+                    yield np.asarray(units, np.int64)
+
+    def _tables(self, request: int) -> list[tuple[int, int, Sequence[int]]]:
+        """Pool, group and units of every table of a live request."""
+        serving = self._scheduler.state
+        facts = serving.facts[request]
+        if _STATES.get(int(serving.live[request, at.PHASE])) is not RequestState.RUNNING:
+            start, units = int(facts[at.HOST_START]), int(facts[at.HOST_COUNT])
+            return [(_SECOND, 0, range(start, start + units))] if units else []
+        seat = int(serving.live[request, at.SEAT])
+        held = serving.held[seat]
+        allocator = self._scheduler.allocator
+        if not isinstance(allocator, PagedConfig):
+            return [(1, 0, range(int(held[at.START]), int(held[at.START] + held[at.UNITS])))]
+        tables: list[tuple[int, int, Sequence[int]]] = [(1, 0, serving.table[seat, : held[at.PAGES]].tolist())]
+        if allocator.window_tokens:
+            row = serving.table[int(serving.config[at.SEATS]) + seat]
+            windowed = row[held[at.WINDOW_FIRST] : held[at.WINDOW_PAGES]].tolist()
+            tables.append((_SECOND if allocator.window_pool_units else 1, 1, windowed))
+        return tables
 
     def live_requests(self) -> Sequence[int]:
         """Requests that wait or run."""
@@ -218,23 +337,18 @@ class ReferenceAudit:
             return None
         facts = serving.facts[request]
         running = _STATES[phase] is RequestState.RUNNING
-        units: Sequence[int] = ()
         reserved = None
-        if running:
-            held = serving.held[serving.live[request, at.SEAT]]
-            if isinstance(self._scheduler.allocator, PagedConfig):
-                units = serving.table[serving.live[request, at.SEAT], : held[at.PAGES]].tolist()
-            else:
-                units = range(int(held[at.START]), int(held[at.START] + held[at.UNITS]))
-                reserved = int(held[at.UNITS]) * self._scheduler.allocator.unit_tokens
+        if running and not isinstance(self._scheduler.allocator, PagedConfig):
+            seat = int(serving.live[request, at.SEAT])
+            reserved = int(serving.held[seat, at.UNITS]) * self._scheduler.allocator.unit_tokens
         return RequestPicture(
             state=int(_STATES[phase]),
             class_id=int(facts[at.CLASS]),
             arrived_ns=int(facts[at.ARRIVAL]) + self._base,
             prompt=int(facts[at.PROMPT]),
             limit=int(facts[at.LIMIT]),
-            computed=int(serving.live[request, at.COMPUTED]) if running else 0,
+            computed=int(serving.live[request, at.COMPUTED] if running else facts[at.HOST_TOKENS]),
             decoding=phase == at.DECODE,
             reserved=reserved,
-            tables=[(1, 0, units)],
+            tables=self._tables(request),
         )

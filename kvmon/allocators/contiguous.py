@@ -1,23 +1,27 @@
-"""The contiguous first-fit allocator by itself: one block a request, grown in place or moved.
+"""The contiguous allocator by itself: one block a request, placed by first fit, best fit or buddies, grown or moved.
 
     pool = ContiguousAllocator(ContiguousConfig(64))
     pool.allocate(1, 8)
     pool.extend(1, 4)           in place if the next run is free, otherwise a new block of 12 must be found
     pool.release(1)
+    pool.compact()              every block slides down, all that is free becomes one run
 
 Purpose: the pool of the scheduler, one call at a time, for tests, scenarios and whoever studies the policy. The same
-kernels do the work. Invariant: blocks and free runs tile 1..capacity; a refusal changes nothing.
+kernels do the work. A buddy pool grants the next power of two, so a block may have more units than were asked for, and
+grows into them first. Invariant: blocks and free runs tile 1..capacity; a refusal changes nothing.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from kvmon.allocators import run_pool as at
 from kvmon.allocators.checks import check_run_pool
-from kvmon.allocators.config import ContiguousConfig
-from kvmon.allocators.journal import ALLOC_RUN, ASSIGN_RUN, FREE_RUN, RELOCATE, RESERVE, put2, put3, put6
+from kvmon.allocators.config import PLACEMENTS, ContiguousConfig
+from kvmon.allocators.journal import ALLOC_RUN, ASSIGN_RUN, COMPACT, FREE_RUN, RELOCATE, RESERVE, put2, put3, put6
 from kvmon.allocators.own_journal import OwnJournal
 from kvmon.allocators.refusal import Contiguity, Reason, Refusal
 from kvmon.errors import ConfigError, InvariantError
@@ -32,9 +36,10 @@ class ContiguousAllocator:
 
     def __init__(self, config: ContiguousConfig, *, journal: bool = False) -> None:
         self.config = config
-        self.pool = at.new_run_pool(config.capacity_units, 16)
+        self.pool = at.new_run_pool(config.capacity_units, 16, PLACEMENTS.index(config.placement))
         self._journal = OwnJournal(journal)
         self._blocks: dict[int, tuple[int, int]] = {}
+        self._asked: dict[int, int] = {}
 
     @property
     def capacity_units(self) -> int:
@@ -53,16 +58,16 @@ class ContiguousAllocator:
 
     @property
     def largest_free_units(self) -> int:
-        """The longest free run (G)."""
-        return at.largest_run(self.pool)
+        """The longest free run, in a buddy pool the largest free block (G)."""
+        return at.largest_block(self.pool)
 
     def free_runs(self) -> npt.NDArray[np.int64]:
-        """First unit and units of each free run, by address (n, 2)."""
+        """First unit and units of each free run, in a buddy pool of each free block, by address (n, 2)."""
         count = int(self.pool.tally[at.RUNS])
         return np.stack([self.pool.starts[:count], self.pool.lengths[:count]], axis=1)
 
     def block_of(self, request: int) -> tuple[int, int] | None:
-        """First unit and units of the block of `request`; None when it holds none."""
+        """First unit and units of the block that `request` was granted; None when it holds none."""
         return self._blocks.get(request)
 
     def units_of(self, request: int) -> npt.NDArray[np.int64]:
@@ -71,19 +76,20 @@ class ContiguousAllocator:
         return np.arange(start, start + units, dtype=np.int64)
 
     def probe(self, units: int) -> Refusal | None:
-        """Why a block of `units` could not be given now; None when it could."""
-        if at.first_fit(self.pool, units) < self.pool.tally[at.RUNS]:
+        """Why a block for `units` could not be given now; None when it could. The need is what would be granted."""
+        if at.find_run(self.pool, units) < self.pool.tally[at.RUNS]:
             return None
-        if units > self.capacity_units:
+        need = at.granted_units(self.pool, units)
+        if need > self.capacity_units:
             reason = Reason.NEVER_FITS
-        elif self.free_units < units:
+        elif self.free_units < need:
             reason = Reason.EXHAUSTED
         else:
             reason = Reason.NO_CONTIGUOUS_RUN
-        return Refusal(reason, units, self.free_units, 0, self.largest_free_units, Contiguity.REQUIRED)
+        return Refusal(reason, need, self.free_units, 0, self.largest_free_units, Contiguity.REQUIRED)
 
     def allocate(self, request: int, units: int) -> Refusal | None:
-        """Give `request` a block of `units`, or say why not and change nothing."""
+        """Give `request` a block of at least `units`, or say why not and change nothing."""
         _check_units(request, units)
         if request in self._blocks:
             raise ConfigError(f"request {request} holds a block already: extend it or release it first")
@@ -91,17 +97,13 @@ class ContiguousAllocator:
         if refusal is not None:
             return refusal
         self._make_room()
-        start = at.take_run(self.pool, at.first_fit(self.pool, units), units)
-        self._blocks[request] = (start, units)
-        if self._journal.wanted:
-            journal = self._journal.kernel_state
-            put3(journal, ALLOC_RUN, request, start, units)
-            put3(journal, ASSIGN_RUN, request, start, units)
-            put2(journal, RESERVE, request, units * self.config.unit_tokens)
+        self._gain(request, *self._place(units))
+        self._asked[request] = units
         return None
 
     def extend(self, request: int, units: int, used_tokens: int = 0) -> Refusal | None:
-        """Grow the block of `request` by `units`: in place if the next run is free, otherwise into a new block.
+        """Grow what `request` asked for by `units`: in place if its block already has them or the next run is free,
+        otherwise into a new block.
 
         A move needs the new block while the old one is held, and copies `used_tokens`. A refusal names the size of the
         new block and changes nothing.
@@ -110,29 +112,20 @@ class ContiguousAllocator:
         if request not in self._blocks:
             raise ConfigError(f"request {request} holds no block: allocate one first")
         start, have = self._blocks[request]
-        self._make_room()
-        journal = self._journal.kernel_state
-        next_run = at.run_at(self.pool, start + have)
-        if next_run < self.pool.tally[at.RUNS] and self.pool.lengths[next_run] >= units:
-            at.take_run(self.pool, next_run, units)
-            self._blocks[request] = (start, have + units)
-            if self._journal.wanted:
-                put3(journal, ALLOC_RUN, request, start + have, units)
-                put3(journal, ASSIGN_RUN, request, start + have, units)
-                put2(journal, RESERVE, request, (have + units) * self.config.unit_tokens)
-            return None
-        refusal = self.probe(have + units)
-        if refusal is not None:
-            return refusal
-        moved = at.take_run(self.pool, at.first_fit(self.pool, have + units), have + units)
-        at.give_run(self.pool, start, have)
-        self._blocks[request] = (moved, have + units)
-        if self._journal.wanted:
-            put3(journal, ALLOC_RUN, request, moved, have + units)
-            put6(journal, RELOCATE, request, start, have, moved, have + units, used_tokens)
-            put3(journal, FREE_RUN, request, start, have)
-            put3(journal, ASSIGN_RUN, request, moved, have + units)
-            put2(journal, RESERVE, request, (have + units) * self.config.unit_tokens)
+        asked = self._asked[request] + units
+        more = at.granted_units(self.pool, asked) - have
+        if more > 0:
+            next_run = at.grows_in_place(self.pool, start, have, more)
+            if next_run < self.pool.tally[at.RUNS]:
+                self._make_room()
+                self._gain(request, at.take_block(self.pool, next_run, more), more)
+            else:
+                refusal = self.probe(asked)
+                if refusal is not None:
+                    return refusal
+                self._make_room()
+                self._relocate(request, asked, used_tokens)
+        self._asked[request] = asked
         return None
 
     def release(self, request: int) -> None:
@@ -140,10 +133,35 @@ class ContiguousAllocator:
         block = self._blocks.pop(request, None)
         if block is None:
             return
-        at.give_run(self.pool, *block)
-        if self._journal.wanted:
+        del self._asked[request]
+        at.give_block(self.pool, *block)
+        self._write_run(FREE_RUN, request, *block)
+
+    def compact(self, used_tokens: Mapping[int, int] | None = None) -> int:
+        """Slide all blocks together in the order of their addresses; returns how many units moved.
+
+        A moved block copies the `used_tokens` of its request, all of its tokens where they are not said. Raises
+        ConfigError for a buddy pool, whose blocks have their places.
+        """
+        if self.config.placement == "buddy":
+            raise ConfigError("buddy blocks cannot be slid together: choose first-fit or best-fit")
+        used_tokens = used_tokens or {}
+        end, moved_units, copied_tokens = 1, 0, 0
+        for request, (start, units) in sorted(self._blocks.items(), key=lambda item: item[1]):
+            if start != end:
+                self._blocks[request] = (end, units)
+                moved_units += units
+                copied_tokens += used_tokens.get(request, units * self.config.unit_tokens)
+                self._write_run(FREE_RUN, request, start, units)
+                self._write_run(ALLOC_RUN, request, end, units)
+                self._write_run(ASSIGN_RUN, request, end, units)
+            end += units
+        if moved_units:
+            at.gather_free(self.pool)
             self._journal.make_room(_MOST_ENTRY_WORDS)
-            put3(self._journal.kernel_state, FREE_RUN, request, *block)
+            if self._journal.wanted:
+                put2(self._journal.kernel_state, COMPACT, moved_units, copied_tokens)
+        return moved_units
 
     def drain(self) -> npt.NDArray[np.int64]:
         """The journal since the last drain; empty when it is off."""
@@ -152,6 +170,9 @@ class ContiguousAllocator:
     def check(self) -> None:
         """Walk every invariant; raises InvariantError."""
         check_run_pool(self.pool)
+        for request, (_, units) in self._blocks.items():
+            if units != at.granted_units(self.pool, self._asked[request]):
+                raise InvariantError(f"request {request} asked for {self._asked[request]} units and holds {units}")
         pieces = sorted([*self._blocks.values(), *map(tuple, self.free_runs().tolist())])
         end = 1
         for start, units in pieces:
@@ -166,10 +187,45 @@ class ContiguousAllocator:
         config = self.config if capacity_units is None else self.config.resized(capacity_units)
         return ContiguousAllocator(config, journal=self._journal.wanted)
 
-    def _make_room(self) -> None:
+    def _place(self, units: int) -> tuple[int, int]:
+        """Take a block for `units` where the placement says, which has been asked; its first unit and units."""
+        granted = at.granted_units(self.pool, units)
+        return at.take_block(self.pool, at.find_run(self.pool, units), units), granted
+
+    def _gain(self, request: int, start: int, units: int) -> None:
+        """`request` has these units now, behind those that it had."""
+        first, have = self._blocks.get(request, (start, 0))
+        self._blocks[request] = (first, have + units)
+        self._write_run(ALLOC_RUN, request, start, units)
+        self._write_run(ASSIGN_RUN, request, start, units)
+        self._write_reserve(request)
+
+    def _relocate(self, request: int, asked: int, used_tokens: int) -> None:
+        start, have = self._blocks[request]
+        moved, units = self._place(asked)
+        at.give_block(self.pool, start, have)
+        self._blocks[request] = (moved, units)
+        self._write_run(ALLOC_RUN, request, moved, units)
+        if self._journal.wanted:
+            put6(self._journal.kernel_state, RELOCATE, request, start, have, moved, units, used_tokens)
+        self._write_run(FREE_RUN, request, start, have)
+        self._write_run(ASSIGN_RUN, request, moved, units)
+        self._write_reserve(request)
+
+    def _write_run(self, code: int, request: int, start: int, units: int) -> None:
         self._journal.make_room(_MOST_ENTRY_WORDS)
-        if len(self._blocks) + 3 >= len(self.pool.starts):
-            more = np.zeros(len(self.pool.starts), np.int64)
+        if self._journal.wanted:
+            put3(self._journal.kernel_state, code, request, start, units)
+
+    def _write_reserve(self, request: int) -> None:
+        if self._journal.wanted:
+            put2(self._journal.kernel_state, RESERVE, request, self._blocks[request][1] * self.config.unit_tokens)
+
+    def _make_room(self) -> None:
+        """Be ready for one block more, which a relocation holds beside its old one."""
+        needed = at.room_for_blocks(self.capacity_units, len(self._blocks) + 1, int(self.pool.tally[at.POLICY]))
+        if needed > len(self.pool.starts):
+            more = np.zeros(needed, np.int64)
             self.pool = at.RunPool(
                 np.concatenate([self.pool.starts, more]), np.concatenate([self.pool.lengths, more]), self.pool.tally
             )

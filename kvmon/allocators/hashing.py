@@ -15,7 +15,7 @@ import numpy as np
 
 from kvmon.jit import kernel
 
-__all__ = ["mix64", "own_page_hash", "prefix_page_hash"]
+__all__ = ["draw", "mix64", "own_page_hash", "prefix_page_hash"]
 
 _OWN_SALT = np.uint64(0xA0761D6478BD642F)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -24,6 +24,7 @@ _MUL2 = np.uint64(0x94D049BB133111EB)
 _S30 = np.uint64(30)
 _S27 = np.uint64(27)
 _S31 = np.uint64(31)
+_S32 = np.uint64(32)
 _ONE = np.uint64(1)
 _ZERO = np.uint64(0)
 
@@ -52,3 +53,10 @@ def own_page_hash(request: int, page: int) -> np.uint64:
     value = mix64(np.uint64(request) ^ _OWN_SALT) + np.uint64(page)
     name: np.uint64 = value if value != _ZERO else _ONE
     return name
+
+
+@kernel
+def draw(seed: int, what: int, which: int) -> int:
+    """A number from 0 to 2**32 - 1 that follows from its arguments alone: chance that repeats itself."""
+    scattered = mix64(mix64(mix64(np.uint64(seed)) ^ np.uint64(what)) ^ np.uint64(which))
+    return int(scattered >> _S32)

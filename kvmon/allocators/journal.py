@@ -11,10 +11,22 @@ absolute. It is not a wire format: an adapter translates it into events.
     SHARE       4   request, n, u1..un              one more reference each (prefix hits); leaves the queue if in it
     UNSHARE     5   request, n, u1..un              one reference fewer each, in the order of freeing
     CACHE       6   request, n, u1..un              page is full by the end of this step, and registered by its hash
-    RESET       7                                   every content forgotten; references and the queue's order stand
+    RESET       7                                   every content and pin forgotten; references and the queue's order
+                                                    stand, unused pages that were in no queue join its back by number
     ASSIGN      8   request, n, u1..un              what the block table of the request gained, once a schedule
     ASSIGN_RUN  9   request, start, n               the same for contiguous units
     RESERVE    10   request, reserved_tokens        size of the request's contiguous block now, in tokens
+    USE_POOL   11   pool                            the entries behind it are about this pool, until the next USE_POOL;
+                                                    pool 1 is in use between two steps. Pool 2 is the window group's own
+                                                    pool (paged) or the host tier (contiguous)
+    PIN        12   request, n, u1..un              content that stays when nobody refers to the page
+    EVICT      13   0, n, u1..un                    pinned content given up; the units are free
+    DEFER      14   request, n, u1..un              the last reference went, a transfer still reads the page
+    FREE       15   request, n, u1..un              the transfer has read them: cached when they have content, else free
+    ASSIGN_WINDOW 16 request, n, u1..un             what the window group's block table of the request gained
+    OFFLOAD    17   request, n, u1..un              content copied to the host tier
+    ONBOARD    18   request, n, u1..un              content copied back from the host tier
+    COMMIT     19   request, tokens                 tokens that a preempted request keeps in the host tier
     ARRIVE     20   request, arrival_ns, class, prompt, limit, intended_output        intended 0: not known
     ADMIT      21   request, hit_tokens, lookup_tokens                                computed tokens = hit_tokens
     PROGRESS   22   request, computed_tokens                                          at the end of this step
@@ -25,6 +37,10 @@ absolute. It is not a wire format: an adapter translates it into events.
     RELOCATE   27   request, old_start, old_n, new_start, new_n, copied_tokens        after ALLOC_RUN, before FREE_RUN
     STEP       28   start_ns, duration_ns, prefill_tokens, decode_tokens, context_tokens_read, running, waiting,
                     need_units_at_head (0: nobody waits); always the last entry of a step
+    COMPACT    30   moved_units, copied_tokens      blocks slid together; each has a FREE_RUN, ALLOC_RUN and ASSIGN_RUN
+    CLAIMS     31   available, evictable, protected, in_flight, usage_millionths   what the engine itself says it has
+    ERROR      32   error, asked_bytes, free_bytes, reserved_bytes                 something else than the pool failed
+    LOST       33   entries, reason                 what an observer lost here, in its place; no allocator writes it
 
 Order inside a step: ARRIVE of everybody who came before it; then what scheduling did, request by request (ADMIT,
 SHARE, ALLOC or ALLOC_RUN, RELOCATE, FREE_RUN, ASSIGN, RESERVE, CACHE; FAIL and PREEMPT before the UNSHARE or FREE_RUN
@@ -34,10 +50,18 @@ its frees.
 
 The free queue: never-used pages first, in the order of their numbers. The pages of one UNSHARE that reach no reference
 and hold no content go to the front as a group, the first named at the very front; those with content go to the back one
-by one. A request is released from its last page to its first, so its tail is evicted first.
+by one. A request is released from its last page to its first, so its tail is evicted first. With LFU and FIFO pages
+with content are not in the queue and go when it is empty, by their own order. EVICT sends a region's units back to the
+free runs, a transfer's end (FREE) sends its pages where one UNSHARE would have.
+
+A request that is swapped out has PREEMPT with nothing lost, COMMIT with what the host tier keeps, and a block in pool 2
+from ALLOC_RUN and ASSIGN_RUN until the FREE_RUN of its return or end; where the host tier has no room there is a FAIL
+of pool 2 with outcome REFUSED, and it is recomputed. A contiguous region that stays behind for the next request with
+its prefix has CACHE, PIN and UNSHARE in place of its part of the FREE_RUN.
 
 Computed tokens, exactly. `target` of a request is its prompt; a PREEMPT of a request that was decoding sets it to
-computed_tokens_lost + 1. A request decodes from the PROGRESS that reaches its target until its PREEMPT or FINISH. At
+computed_tokens_lost + 1, when it was swapped out to what COMMIT keeps + 1. A swapped request has what was kept from its
+ONBOARD on. A request decodes from the PROGRESS that reaches its target until its PREEMPT or FINISH. At
 each STEP every request that was decoding before the step, and neither finished nor was preempted in it, has one token
 more, unless the step holds a PROGRESS for it: then that number stands (a running decode that was not scheduled gets
 its unchanged number). Prefill chunks always have a PROGRESS. `computed_tokens_lost + 1` is the one sampled token whose
@@ -68,13 +92,25 @@ __all__ = [
     "ARRIVE",
     "ASSIGN",
     "ASSIGN_RUN",
+    "ASSIGN_WINDOW",
     "CACHE",
+    "CLAIMS",
+    "COMMIT",
+    "COMPACT",
+    "DEFER",
     "ENTRY_FIELDS",
     "ENTRY_NAMES",
+    "ERROR",
+    "EVICT",
     "FAIL",
     "FINISH",
     "FIRST_TOKEN",
+    "FREE",
     "FREE_RUN",
+    "LOST",
+    "OFFLOAD",
+    "ONBOARD",
+    "PIN",
     "PREEMPT",
     "PROGRESS",
     "RELOCATE",
@@ -83,6 +119,7 @@ __all__ = [
     "SHARE",
     "STEP",
     "UNSHARE",
+    "USE_POOL",
     "WITH_UNITS",
     "Journal",
     "iterate",
@@ -91,8 +128,10 @@ __all__ = [
     "put2",
     "put3",
     "put4",
+    "put5",
     "put6",
     "put8",
+    "put_range",
     "put_units",
     "put_units_reversed",
 ]
@@ -107,6 +146,15 @@ RESET = 7
 ASSIGN = 8
 ASSIGN_RUN = 9
 RESERVE = 10
+USE_POOL = 11
+PIN = 12
+EVICT = 13
+DEFER = 14
+FREE = 15
+ASSIGN_WINDOW = 16
+OFFLOAD = 17
+ONBOARD = 18
+COMMIT = 19
 ARRIVE = 20
 ADMIT = 21
 PROGRESS = 22
@@ -116,9 +164,13 @@ PREEMPT = 25
 FAIL = 26
 RELOCATE = 27
 STEP = 28
+COMPACT = 30
+CLAIMS = 31
+ERROR = 32
+LOST = 33
 
 #: Entries whose length depends on their second field.
-WITH_UNITS = frozenset({ALLOC, SHARE, UNSHARE, CACHE, ASSIGN})
+WITH_UNITS = frozenset({ALLOC, SHARE, UNSHARE, CACHE, ASSIGN, PIN, EVICT, DEFER, FREE, ASSIGN_WINDOW, OFFLOAD, ONBOARD})
 #: Fields after the code of every entry of fixed length.
 ENTRY_FIELDS = {
     ALLOC_RUN: 3,
@@ -126,6 +178,8 @@ ENTRY_FIELDS = {
     RESET: 0,
     ASSIGN_RUN: 3,
     RESERVE: 2,
+    USE_POOL: 1,
+    COMMIT: 2,
     ARRIVE: 6,
     ADMIT: 3,
     PROGRESS: 2,
@@ -135,6 +189,10 @@ ENTRY_FIELDS = {
     FAIL: 8,
     RELOCATE: 6,
     STEP: 8,
+    COMPACT: 2,
+    CLAIMS: 5,
+    ERROR: 4,
+    LOST: 2,
 }
 ENTRY_NAMES = {
     ALLOC: "alloc",
@@ -147,6 +205,15 @@ ENTRY_NAMES = {
     ASSIGN: "assign",
     ASSIGN_RUN: "assign_run",
     RESERVE: "reserve",
+    USE_POOL: "use_pool",
+    PIN: "pin",
+    EVICT: "evict",
+    DEFER: "defer",
+    FREE: "free",
+    ASSIGN_WINDOW: "assign_window",
+    OFFLOAD: "offload",
+    ONBOARD: "onboard",
+    COMMIT: "commit",
     ARRIVE: "arrive",
     ADMIT: "admit",
     PROGRESS: "progress",
@@ -156,6 +223,10 @@ ENTRY_NAMES = {
     FAIL: "fail",
     RELOCATE: "relocate",
     STEP: "step",
+    COMPACT: "compact",
+    CLAIMS: "claims",
+    ERROR: "error",
+    LOST: "lost",
 }
 
 # Columns of Journal.state.
@@ -235,6 +306,14 @@ def put4(journal: Journal, code: int, a: int, b: int, c: int, d: int) -> None:
 
 
 @kernel
+def put5(journal: Journal, code: int, a: int, b: int, c: int, d: int, e: int) -> None:
+    """Append an entry of five fields."""
+    put4(journal, code, a, b, c, d)
+    journal.words[journal.state[USED]] = e
+    journal.state[USED] += 1
+
+
+@kernel
 def put6(journal: Journal, code: int, a: int, b: int, c: int, d: int, e: int, f: int) -> None:
     """Append an entry of six fields."""
     put3(journal, code, a, b, c)
@@ -279,4 +358,17 @@ def put_units_reversed(journal: Journal, code: int, request: int, row: npt.NDArr
     words[at + 2] = n
     for i in range(n):
         words[at + 3 + i] = row[n - 1 - i]
+    journal.state[USED] = at + 3 + n
+
+
+@kernel
+def put_range(journal: Journal, code: int, request: int, start: int, n: int) -> None:
+    """Append an entry naming the units `start` to `start + n - 1`."""
+    at = journal.state[USED]
+    words = journal.words
+    words[at] = code
+    words[at + 1] = request
+    words[at + 2] = n
+    for i in range(n):
+        words[at + 3 + i] = start + i
     journal.state[USED] = at + 3 + n

@@ -1,14 +1,24 @@
-"""Kernels of the paged pool: references, free queue, prefix cache. The behaviour of vLLM's BlockPool.
+"""Kernels of the paged pool: references, free queue, prefix cache, and who is evicted first.
 
     node     int32 (capacity + 1, 4)    a row a page: references, next and previous in the free queue, next in bucket
     content  uint64 (capacity + 1)      hash of the page's content, 0 = none
     bucket   int32 (power of two)       first page of each hash bucket, 0 = empty
-    tally    int64 (4)                  capacity, pages in the free queue, those of them with content, evictions so far
+    more     int64 (capacity + 2, 6)    a row a page: MARK = PINNED, HELD (a transfer still reads it), LEAKED (given
+                                        back by nobody, a fault); USES = hits of the content; BORN = when it was
+                                        registered; SPOT = place in the heap, 0 = not in it. A row a place of the heap
+                                        of unused pages with content (LFU, FIFO), the smallest first: KEY and PAGE
+    tally    int64 (14)                 see the columns below
+
+A pool that needs none of it has one row of `more`.
 
 Page 0 does not exist: row 0 is the head of the circular free queue, and 0 in a chain ends it.
 
-Invariant: a page is in the free queue exactly when its reference count is 0, and in one bucket exactly when it has
-content; a page in the queue with content is evictable, one without is free. Several pages may hold the same content
+A page without references is either allocatable (in the free queue, or under LFU and FIFO, when it has content, in the
+heap), or idle and pinned, or held by a transfer. With LRU the queue is that of vLLM's BlockPool: pages without content
+at the front, those with content behind them in the order in which they were given back, so that the front is evicted.
+
+Invariant: a page is in one bucket exactly when it has content; an allocatable page with content is evictable, one
+without is free; in the queue no page with content stands before one without. Several pages may hold the same content
 (computed side by side); the oldest is found. Eviction is lazy: content lives until `take_pages` hands the page out.
 Kernels here act; whether they may is asked before (`find_content`, `queued_among`). They write no journal.
 """
@@ -20,18 +30,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvmon.jit import kernel
+from kvmon.allocators.config import EVICTIONS, PagedConfig
+from kvmon.jit import inlined, inner, kernel
 
 __all__ = [
     "PagePool",
     "drop_contents",
+    "end_hold",
     "find_content",
     "give_pages",
+    "hold_pages",
     "new_page_pool",
+    "page_pool_of",
+    "pin_hot",
     "queued_among",
     "register_content",
     "share_pages",
     "take_pages",
+    "used_pages",
 ]
 
 # Columns of PagePool.node.
@@ -39,13 +55,40 @@ REF = 0
 NEXT = 1
 PREV = 2
 CHAIN = 3
+# Columns of PagePool.more.
+MARK = 0
+USES = 1
+BORN = 2
+SPOT = 3
+KEY = 4
+PAGE = 5
 # Columns of PagePool.tally.
 CAPACITY = 0
-QUEUED = 1
-EVICTABLE = 2
-EVICTIONS = 3
+QUEUED = 1  # allocatable pages
+EVICTABLE = 2  # those of them with content
+EVICTIONS_DONE = 3
+POLICY = 4  # index into config.EVICTIONS
+PLAIN = 5  # 1: LRU without pins and holds, where `more` is never looked at
+PIN_AFTER = 6  # hits, 0 = nothing is pinned
+PIN_CAP = 7  # most pages that may be pinned
+PINNED_PAGES = 8
+IDLE_PINNED = 9  # pinned pages without references
+DEFERRED = 10  # pages without references that a transfer holds
+CLOCK = 11  # registrations and returns so far
+LEAKED_PAGES = 12
+HEAPED = 13  # pages in the heap
+TALLIES = 14
+# Bits of MARK.
+PINNED = 1
+HELD = 2
+LEAKED = 4
+
+LRU = EVICTIONS.index("lru")
+LFU = EVICTIONS.index("lfu")
+FIFO = EVICTIONS.index("fifo")
 
 _ZERO = np.uint64(0)
+USES_BITS = 40  # of a LFU key: uses above, the time of the return below
 
 
 class PagePool(NamedTuple):
@@ -54,11 +97,14 @@ class PagePool(NamedTuple):
     node: npt.NDArray[np.int32]
     content: npt.NDArray[np.uint64]
     bucket: npt.NDArray[np.int32]
+    more: npt.NDArray[np.int64]
     tally: npt.NDArray[np.int64]
 
 
-def new_page_pool(capacity_units: int) -> PagePool:
-    """An empty pool of pages 1..capacity_units, queued in the order of their numbers."""
+def new_page_pool(
+    capacity_units: int, *, evict: str = "lru", pin_after: int = 0, pin_cap: int = 0, holds: bool = False
+) -> PagePool:
+    """An empty pool of pages 1..capacity_units, queued in the order of their numbers; `holds`: transfers happen."""
     n = capacity_units
     node = np.zeros((n + 1, 4), np.int32)
     numbers = np.arange(n + 1, dtype=np.int32)
@@ -67,8 +113,34 @@ def new_page_pool(capacity_units: int) -> PagePool:
     node[n, NEXT] = 0
     node[0, PREV] = n
     buckets = 1 << max(1, (2 * n - 1).bit_length())
-    tally = np.array([n, n, 0, 0], np.int64)
-    return PagePool(node, np.zeros(n + 1, np.uint64), np.zeros(buckets, np.int32), tally)
+    policy = EVICTIONS.index(evict)
+    tally = np.zeros(TALLIES, np.int64)
+    tally[CAPACITY] = tally[QUEUED] = n
+    tally[POLICY] = policy
+    tally[PIN_AFTER] = pin_after
+    tally[PIN_CAP] = pin_cap
+    plain = policy == LRU and not pin_after and not holds
+    tally[PLAIN] = plain
+    more = np.zeros((1 if plain else n + 2, 6), np.int64)
+    return PagePool(node, np.zeros(n + 1, np.uint64), np.zeros(buckets, np.int32), more, tally)
+
+
+def page_pool_of(config: PagedConfig, *, holds: bool = False) -> PagePool:
+    """The empty pool that a configuration describes."""
+    return new_page_pool(
+        config.capacity_units,
+        evict=config.evict,
+        pin_after=config.pin_after_hits,
+        pin_cap=int(config.pin_share * config.capacity_units),
+        holds=holds,
+    )
+
+
+@kernel
+def used_pages(pool: PagePool) -> int:
+    """Pages that somebody refers to."""
+    tally = pool.tally
+    return int(tally[CAPACITY] - tally[QUEUED] - tally[IDLE_PINNED] - tally[DEFERRED])
 
 
 @kernel
@@ -85,65 +157,161 @@ def find_content(pool: PagePool, page_hash: np.uint64) -> int:
 
 @kernel
 def queued_among(pool: PagePool, row: npt.NDArray[np.int32], first: int, n: int) -> int:
-    """How many of the pages `row[first : first + n]` are in the free queue now (sharing would take them out)."""
+    """How many of the pages `row[first : first + n]` are allocatable now (sharing would take them out)."""
     node = pool.node
+    plain = pool.tally[PLAIN]
     count = 0
     for i in range(first, first + n):
-        if node[row[i], REF] == 0:
+        if node[row[i], REF] == 0 and (plain or pool.more[row[i], MARK] & (PINNED | HELD) == 0):
             count += 1
     return count
 
 
+@inner
+def _heap_place(pool: PagePool, at: int, key: int, page: int) -> None:
+    pool.more[at, KEY] = key
+    pool.more[at, PAGE] = page
+    pool.more[page, SPOT] = at
+
+
+@inner
+def _heap_settle(pool: PagePool, at: int, key: int, page: int) -> None:
+    """Put (key, page) into the hole at `at`, up or down to where it belongs; keys are unique."""
+    heap = pool.more
+    while at > 1 and heap[at >> 1, KEY] > key:
+        _heap_place(pool, at, heap[at >> 1, KEY], heap[at >> 1, PAGE])
+        at >>= 1
+    last = pool.tally[HEAPED]
+    while 2 * at <= last:
+        child = 2 * at
+        if child < last and heap[child + 1, KEY] < heap[child, KEY]:
+            child += 1
+        if heap[child, KEY] > key:
+            break
+        _heap_place(pool, at, heap[child, KEY], heap[child, PAGE])
+        at = child
+    _heap_place(pool, at, key, page)
+
+
+@inner
+def _heap_add(pool: PagePool, page: int) -> None:
+    tally = pool.tally
+    key = pool.more[page, BORN]
+    if tally[POLICY] == LFU:
+        tally[CLOCK] += 1
+        key = (pool.more[page, USES] << USES_BITS) | tally[CLOCK]
+    tally[HEAPED] += 1
+    _heap_settle(pool, tally[HEAPED], key, page)
+
+
+@inner
+def _heap_remove(pool: PagePool, page: int) -> None:
+    heap = pool.more
+    at = pool.more[page, SPOT]
+    last = pool.tally[HEAPED]
+    pool.tally[HEAPED] = last - 1
+    pool.more[page, SPOT] = 0
+    if at != last:
+        _heap_settle(pool, at, heap[last, KEY], heap[last, PAGE])
+
+
+@inlined
+def _unlink(pool: PagePool, page: int) -> None:
+    node = pool.node
+    before = node[page, PREV]
+    after = node[page, NEXT]
+    node[before, NEXT] = after
+    node[after, PREV] = before
+
+
+@inlined
+def _link_behind(pool: PagePool, before: int, page: int) -> None:
+    node = pool.node
+    after = node[before, NEXT]
+    node[before, NEXT] = page
+    node[page, PREV] = before
+    node[page, NEXT] = after
+    node[after, PREV] = page
+
+
+@inlined
+def _forget(pool: PagePool, page: int) -> None:
+    """Take a page out of its bucket."""
+    node = pool.node
+    bucket = pool.bucket
+    slot = np.int64(pool.content[page] & np.uint64(bucket.size - 1))
+    if bucket[slot] == page:
+        bucket[slot] = node[page, CHAIN]
+    else:
+        before = bucket[slot]
+        while node[before, CHAIN] != page:
+            before = node[before, CHAIN]
+        node[before, CHAIN] = node[page, CHAIN]
+    node[page, CHAIN] = 0
+    pool.content[page] = _ZERO
+
+
 @kernel
 def take_pages(pool: PagePool, row: npt.NDArray[np.int32], first: int, n: int) -> None:
-    """Move `n` pages from the front of the queue into `row[first:]` with one reference each, evicting their contents.
+    """Move `n` pages into `row[first:]` with one reference each: from the front of the queue, then from the heap,
+    evicting their contents.
 
-    The caller has made sure that the queue holds `n` pages.
+    The caller has made sure that `n` pages are allocatable.
     """
     node = pool.node
     content = pool.content
-    bucket = pool.bucket
     tally = pool.tally
-    mask = np.uint64(bucket.size - 1)
     page = node[0, NEXT]
     evicted = 0
-    for i in range(first, first + n):
-        row[i] = page
+    taken = first
+    while taken < first + n and page != 0:
+        row[taken] = page
         node[page, REF] = 1
         if content[page] != _ZERO:
             evicted += 1
-            slot = np.int64(content[page] & mask)
-            if bucket[slot] == page:
-                bucket[slot] = node[page, CHAIN]
-            else:
-                before = bucket[slot]
-                while node[before, CHAIN] != page:
-                    before = node[before, CHAIN]
-                node[before, CHAIN] = node[page, CHAIN]
-            node[page, CHAIN] = 0
-            content[page] = _ZERO
+            _forget(pool, page)
         page = node[page, NEXT]
+        taken += 1
     node[0, NEXT] = page
     node[page, PREV] = 0
+    while taken < first + n:
+        page = np.int32(pool.more[1, PAGE])
+        _heap_remove(pool, page)
+        _forget(pool, page)
+        evicted += 1
+        row[taken] = page
+        node[page, REF] = 1
+        taken += 1
     tally[QUEUED] -= n
     tally[EVICTABLE] -= evicted
-    tally[EVICTIONS] += evicted
+    tally[EVICTIONS_DONE] += evicted
 
 
 @kernel
 def share_pages(pool: PagePool, row: npt.NDArray[np.int32], first: int, n: int) -> None:
-    """One more reference for each of `row[first : first + n]`; pages with content that wait in the queue leave it."""
+    """One more reference for each of `row[first : first + n]`; unused pages with content stop being allocatable."""
     node = pool.node
     tally = pool.tally
+    plain = tally[PLAIN]
     revived = 0
     for i in range(first, first + n):
         page = row[i]
+        if not plain:
+            pool.more[page, USES] += 1
         if node[page, REF] == 0:
-            before = node[page, PREV]
-            after = node[page, NEXT]
-            node[before, NEXT] = after
-            node[after, PREV] = before
-            revived += 1
+            if plain:
+                _unlink(pool, page)
+                revived += 1
+            elif pool.more[page, MARK] & HELD:
+                tally[DEFERRED] -= 1
+            elif pool.more[page, MARK] & PINNED:
+                tally[IDLE_PINNED] -= 1
+            else:
+                if tally[POLICY] == LRU:
+                    _unlink(pool, page)
+                else:
+                    _heap_remove(pool, page)
+                revived += 1
         node[page, REF] += 1
     tally[QUEUED] -= revived
     tally[EVICTABLE] -= revived
@@ -153,12 +321,14 @@ def share_pages(pool: PagePool, row: npt.NDArray[np.int32], first: int, n: int) 
 def give_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int) -> None:
     """One reference fewer for `row[n - 1]` down to `row[0]`.
 
-    Pages that reach 0 with content go to the back of the queue one by one; those without go to the front as one group,
-    the first given at the very front.
+    Pages that reach 0 with content go to the back of the queue one by one (or into the heap); those without go to the
+    front as one group, the first given at the very front. A held page waits for its transfer, a pinned one for its next
+    hit.
     """
     node = pool.node
     content = pool.content
     tally = pool.tally
+    plain = tally[PLAIN]
     queued = 0
     kept = 0
     group = 0  # last page of the front group so far; 0: the group is empty, its first page goes right behind the head
@@ -167,20 +337,89 @@ def give_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int) -> None:
         node[page, REF] -= 1
         if node[page, REF] != 0:
             continue
+        if not plain:
+            if pool.more[page, MARK] & HELD:
+                tally[DEFERRED] += 1
+                continue
+            if pool.more[page, MARK] & PINNED:
+                tally[IDLE_PINNED] += 1
+                continue
         queued += 1
-        if content[page] != _ZERO:
-            before = node[0, PREV]
-            kept += 1
-        else:
-            before = np.int32(group)
+        if content[page] == _ZERO:
+            _link_behind(pool, group, page)
             group = page
-        after = node[before, NEXT]
-        node[before, NEXT] = page
-        node[page, PREV] = before
-        node[page, NEXT] = after
-        node[after, PREV] = page
+            continue
+        kept += 1
+        if tally[POLICY] == LRU:
+            _link_behind(pool, node[0, PREV], page)
+        else:
+            _heap_add(pool, page)
     tally[QUEUED] += queued
     tally[EVICTABLE] += kept
+
+
+@kernel
+def hold_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int, entry: npt.NDArray[np.int64]) -> None:
+    """A transfer begins to read those of `row[:n]` that have one reference and no hold: when that goes they are
+    deferred until `end_hold`.
+
+    They are chained in NEXT (a held page is in no queue); `entry[0]` becomes the first one and `entry[1]` their number.
+    """
+    first = np.int32(0)
+    count = 0
+    for i in range(n):
+        page = row[i]
+        if pool.node[page, REF] == 1 and pool.more[page, MARK] & HELD == 0:
+            pool.more[page, MARK] |= HELD
+            pool.node[page, NEXT] = first
+            first = page
+            count += 1
+    entry[0] = first
+    entry[1] = count
+
+
+@kernel
+def end_hold(pool: PagePool, page: int, before: int) -> bool:
+    """The transfer has read the page; True when nobody refers to it, so that it is allocatable (or idle) from now.
+
+    Without content it goes behind page `before`, the last one of the group at the front of the queue; 0: there is none.
+    """
+    tally = pool.tally
+    pool.more[page, MARK] &= ~HELD
+    if pool.node[page, REF] != 0:
+        return False
+    tally[DEFERRED] -= 1
+    if pool.more[page, MARK] & PINNED:
+        tally[IDLE_PINNED] += 1
+        return True
+    tally[QUEUED] += 1
+    if pool.content[page] == _ZERO:
+        _link_behind(pool, before, page)
+        return True
+    tally[EVICTABLE] += 1
+    if tally[POLICY] == LRU:
+        _link_behind(pool, pool.node[0, PREV], page)
+    else:
+        _heap_add(pool, page)
+    return True
+
+
+@kernel
+def pin_hot(pool: PagePool, row: npt.NDArray[np.int32], n: int, pinned: npt.NDArray[np.int32]) -> int:
+    """Pin those of the referenced pages `row[:n]` that were hit often enough, in order, while the cap allows; they are
+    written to `pinned`, returns how many."""
+    tally = pool.tally
+    count = 0
+    for i in range(n):
+        page = row[i]
+        if tally[PINNED_PAGES] >= tally[PIN_CAP]:
+            break
+        if pool.more[page, USES] >= tally[PIN_AFTER] and pool.more[page, MARK] & PINNED == 0:
+            pool.more[page, MARK] |= PINNED
+            tally[PINNED_PAGES] += 1
+            pinned[count] = page
+            count += 1
+    return count
 
 
 @kernel
@@ -190,6 +429,11 @@ def register_content(pool: PagePool, page: int, page_hash: np.uint64) -> None:
     bucket = pool.bucket
     slot = np.int64(page_hash & np.uint64(bucket.size - 1))
     pool.content[page] = page_hash
+    if not pool.tally[PLAIN]:
+        pool.more[page, USES] = 0
+        if pool.tally[POLICY] != LRU:
+            pool.tally[CLOCK] += 1
+            pool.more[page, BORN] = pool.tally[CLOCK]
     last = bucket[slot]
     if last == 0:
         bucket[slot] = page
@@ -201,8 +445,23 @@ def register_content(pool: PagePool, page: int, page_hash: np.uint64) -> None:
 
 @kernel
 def drop_contents(pool: PagePool) -> None:
-    """Forget every content; references and the order of the free queue stand."""
+    """Forget every content and every pin; references, holds and the order of the free queue stand. Pages of the heap
+    and idle pinned ones join the back of the queue in the order of their numbers."""
+    tally = pool.tally
+    if not tally[PLAIN]:
+        for page in range(1, tally[CAPACITY] + 1):
+            idle = pool.node[page, REF] == 0 and pool.more[page, MARK] & HELD == 0
+            if idle and pool.more[page, MARK] & PINNED:
+                tally[QUEUED] += 1
+                _link_behind(pool, pool.node[0, PREV], page)
+            elif idle and tally[POLICY] != LRU and pool.content[page] != _ZERO:
+                pool.more[page, SPOT] = 0
+                _link_behind(pool, pool.node[0, PREV], page)
+            pool.more[page, MARK] &= ~PINNED
+        tally[HEAPED] = 0
+        tally[PINNED_PAGES] = 0
+        tally[IDLE_PINNED] = 0
     pool.content[:] = _ZERO
     pool.bucket[:] = 0
     pool.node[:, CHAIN] = 0
-    pool.tally[EVICTABLE] = 0
+    tally[EVICTABLE] = 0

@@ -7,7 +7,8 @@
     pool.release(1)                                  last page first; contents stay until somebody needs the page
 
 Purpose: the pool of the scheduler, one call at a time, for tests, scenarios and whoever studies the policy. The same
-kernels do the work. Invariant: only leading, full pages are registered or shared; `check()` walks the rest.
+kernels do the work, with every policy for eviction and with pins; it knows no classes and no page groups, so quotas and
+windows are the scheduler's. Invariant: only leading, full pages are registered or shared; `check()` walks the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ import numpy.typing as npt
 from kvmon.allocators import page_pool as at
 from kvmon.allocators.checks import check_page_pool
 from kvmon.allocators.config import PagedConfig
-from kvmon.allocators.journal import ALLOC, ASSIGN, CACHE, RESET, SHARE, UNSHARE, USED, put_units, put_units_reversed
+from kvmon.allocators.journal import (
+    ALLOC,
+    ASSIGN,
+    CACHE,
+    PIN,
+    RESET,
+    SHARE,
+    UNSHARE,
+    USED,
+    put_units,
+    put_units_reversed,
+)
 from kvmon.allocators.own_journal import OwnJournal
 from kvmon.allocators.refusal import Contiguity, Reason, Refusal
 from kvmon.errors import ConfigError, InvariantError
@@ -32,8 +44,10 @@ class PagedAllocator:
     """Pages 1..capacity with reference counts and a prefix cache; see `page_pool` for the policy."""
 
     def __init__(self, config: PagedConfig, *, journal: bool = False) -> None:
+        if config.quotas or config.window_tokens:
+            raise ConfigError("quotas and window groups need a scheduler: leave them out for an allocator alone")
         self.config = config
-        self.pool = at.new_page_pool(config.capacity_units)
+        self.pool = at.page_pool_of(config)
         self._journal = OwnJournal(journal)
         self._tables: dict[int, npt.NDArray[np.int32]] = {}
         self._registered: dict[int, int] = {}
@@ -54,6 +68,11 @@ class PagedAllocator:
         return int(self.pool.tally[at.EVICTABLE])
 
     @property
+    def pinned_units(self) -> int:
+        """Unreferenced pages whose content is pinned."""
+        return int(self.pool.tally[at.IDLE_PINNED])
+
+    @property
     def largest_free_units(self) -> int:
         """Pages go anywhere, so the largest block that could be granted is every free page."""
         return self.free_units
@@ -61,7 +80,7 @@ class PagedAllocator:
     @property
     def evictions(self) -> int:
         """Contents lost to allocations so far."""
-        return int(self.pool.tally[at.EVICTIONS])
+        return int(self.pool.tally[at.EVICTIONS_DONE])
 
     def references(self) -> npt.NDArray[np.int32]:
         """Reference count of each page (a copy; index 0 is unused)."""
@@ -72,24 +91,35 @@ class PagedAllocator:
         return np.array(self.pool.content)
 
     def free_order(self) -> npt.NDArray[np.int32]:
-        """Unreferenced pages in the order in which they would be taken."""
+        """Allocatable pages in the order in which they would be taken."""
         order = []
         page = int(self.pool.node[0, at.NEXT])
         while page:
             order.append(page)
             page = int(self.pool.node[page, at.NEXT])
+        heap = self.pool.more[1 : self.pool.tally[at.HEAPED] + 1]
+        order += heap[np.argsort(heap[:, at.KEY]), at.PAGE].tolist()
         return np.array(order, np.int32)
 
     def units_of(self, request: int) -> npt.NDArray[np.int64]:
         """The block table of `request`."""
         return self._table(request).astype(np.int64)
 
-    def probe(self, units: int) -> Refusal | None:
-        """Why `units` pages could not be given now; None when they could."""
-        if units <= self.pool.tally[at.QUEUED]:
-            return None
-        reason = Reason.NEVER_FITS if units > self.capacity_units else Reason.EXHAUSTED
+    def probe(self, units: int, request: int = 0) -> Refusal | None:
+        """Why `units` pages could not be given to `request` (0: to a new one) now; None when they could."""
         free = self.free_units
+        queued = int(self.pool.tally[at.QUEUED])
+        others = any(holder != request for holder in self._tables)
+        if units <= (free if self.config.reclaim == "idle" and others else queued):
+            return None
+        if units > self.capacity_units:
+            reason = Reason.NEVER_FITS
+        elif units <= queued:
+            reason = Reason.EVICTABLE_NOT_RECLAIMED
+        elif units <= queued + self.pinned_units:
+            reason = Reason.ALL_PINNED
+        else:
+            reason = Reason.EXHAUSTED
         return Refusal(reason, units, free, self.evictable_units, free, Contiguity.NONE)
 
     def lookup(self, hashes: Sequence[int] | npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
@@ -104,7 +134,8 @@ class PagedAllocator:
         return np.array(found, np.int32)
 
     def share(self, request: int, pages: npt.NDArray[np.int32]) -> None:
-        """Give a request that holds nothing the pages of a lookup, one more reference each."""
+        """Give a request that holds nothing the pages of a lookup, one more reference each; those that were hit often
+        enough are pinned while the cap allows."""
         if request in self._tables:
             raise ConfigError(f"request {request} holds pages already: share a prefix before anything else")
         if not len(pages):
@@ -116,12 +147,17 @@ class PagedAllocator:
         self._tables[request] = row
         self._registered[request] = len(row)
         self._write(SHARE, request, row, 0)
+        if self.config.pin_after_hits:
+            pinned = np.zeros(len(row), np.int32)
+            count = at.pin_hot(self.pool, row, len(row), pinned)
+            if count:
+                self._write(PIN, request, pinned[:count], 0)
         self._write(ASSIGN, request, row, 0)
 
     def allocate(self, request: int, units: int) -> Refusal | None:
         """Give `units` more pages to `request`, or say why not and change nothing."""
         _check_request(request, units)
-        refusal = self.probe(units)
+        refusal = self.probe(units, request)
         if refusal is not None:
             return refusal
         have = self._table(request)
@@ -159,7 +195,7 @@ class PagedAllocator:
             put_units_reversed(self._journal.kernel_state, UNSHARE, request, row, len(row))
 
     def reset_prefix_cache(self) -> None:
-        """Forget every content; references and the order of the queue stand."""
+        """Forget every content and pin; references and the order of the queue stand (see `drop_contents`)."""
         at.drop_contents(self.pool)
         self._registered = {request: len(row) for request, row in self._tables.items()}
         if self._journal.wanted:

@@ -21,14 +21,12 @@ from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, Tail, apply_p
 from kvmon.capture.reader import CaptureReader
 from kvmon.capture.recorded import Life, read_recorded
 from kvmon.errors import InvariantError
-from kvmon.events import Kind
-from kvmon.events.wire import CACHED, DEFERRED, LONG, PINNED, REFS
+from kvmon.events.wire import CACHED, DEFERRED, PINNED, REFS
 from kvmon.state import Fault, FaultKind, StreamState
 from kvmon.state.arrays import STATES
 
 __all__ = ["StreamReport", "Verification", "recount", "verify_path", "verify_pieces"]
 
-_SWEEP = LONG << 8 | Kind.AUDIT_SWEEP
 _NO_PROGRESS: Callable[[int], None] = lambda words: None  # noqa: E731
 
 
@@ -208,8 +206,8 @@ class _Check:
                 self._damage(state.next_frame, 0)
         else:
             apply_piece(state, piece)
-        if isinstance(piece, Frames) and report.verified_from is None and state.converged:
-            report.verified_from = _converged_at(piece)
+        if report.verified_from is None:
+            report.verified_from = state.converged_from
         recount(state)
         report.recounts += 1
 
@@ -233,18 +231,6 @@ class _Check:
 def _begins_at(fault: Fault) -> int | None:
     """The first frame that a FRAME_MISSING says is missing; None for other faults."""
     return fault.frame - (fault.value or 0) if fault.kind is FaultKind.FRAME_MISSING else None
-
-
-def _converged_at(piece: Frames) -> int:
-    """The frame of a piece from which everything was known: where its first sweep closed, or its first frame."""
-    numbers = piece.table.numbers
-    if numbers[0] == 0:
-        return 0
-    heads = np.flatnonzero(piece.words >> 19 == _SWEEP)
-    closed = heads[piece.words[np.minimum(heads + 2, len(piece.words) - 1)] == 2]
-    if len(closed) == 0:
-        return int(numbers[-1])
-    return int(numbers[min(np.searchsorted(piece.table.ends, closed[0], "right"), len(numbers) - 1)])
 
 
 def _fault_json(fault: Fault) -> dict[str, Any]:

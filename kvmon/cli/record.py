@@ -1,60 +1,102 @@
-"""Wiring of the simulator to a capture: every event of a simulated run, in frames of simulated time.
+"""Wiring of the simulator to a capture: every event of simulated runs, in frames of simulated time.
 
-The file depends on the workload and the configurations alone: the same run gives the same capture, byte for byte.
+The file depends on the workloads and the configurations alone: the same runs give the same capture, byte for byte.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kvmon.allocators import AllocatorConfig
-    from kvmon.serving.config import SchedulerConfig
-    from kvmon.serving.workload import Workload
+    from kvmon.capture import CaptureWriter
+    from kvmon.serving.scenarios import Setup
     from kvmon.simulate import Result
 
-__all__ = ["simulate_into_capture"]
+__all__ = ["run_setup", "simulate_into_capture"]
+
+_SECOND = 1_000_000_000
+
+
+def run_setup(setup: Setup) -> Result:
+    """Simulate without recording."""
+    from kvmon.simulate import simulate
+
+    return simulate(
+        setup.workload,
+        setup.allocator,
+        setup.scheduler,
+        setup.step_time,
+        faults=setup.faults,
+        linger_ns=round(setup.linger_s * _SECOND),
+    )
 
 
 def simulate_into_capture(
-    workload: Workload,
-    allocator: AllocatorConfig,
-    scheduler: SchedulerConfig,
-    out: Path,
-    *,
-    token_bytes: int = 0,
-    force: bool = False,
-) -> Result:
-    """Simulate and write the capture `out`; `token_bytes` = bytes of one token's keys and values, 0 = not known.
+    setups: Mapping[str, Setup], out: Path, *, details: Mapping[str, Any] | None = None, force: bool = False
+) -> dict[str, Result]:
+    """Simulate each setup and write the capture `out` with one stream each, named as the setups are.
 
-    Raises ConfigError for a pool of more units than events can name, InputError and SystemRefused as `CaptureWriter`
-    does; then no file is left behind.
+    `details` stands in the recorded configuration beside what the engine says of itself. Raises ConfigError for a pool
+    of more units than events can name, InputError and SystemRefused as `CaptureWriter` does; then no file is left
+    behind.
     """
-    from kvmon.adapters.journal_words import JournalWords
-    from kvmon.adapters.reference import engine_config, pool_info
-    from kvmon.capture import CaptureWriter, StreamFacts
+    from kvmon.adapters.reference import second_pool_info
+    from kvmon.capture import CaptureWriter
     from kvmon.events.wire import MAX_UNIT
+
+    for setup in setups.values():
+        second = second_pool_info(setup.allocator, setup.scheduler, setup.token_bytes)
+        most = max(setup.allocator.capacity_units, second.capacity_units if second is not None else 0)
+        if most > MAX_UNIT:
+            raise ConfigError(
+                f"a capture numbers at most {MAX_UNIT} units and a pool has {most}: use larger blocks or a smaller pool"
+            )
+    with CaptureWriter(out, force=force, wall=lambda: 0) as writer:
+        return {name: _record(writer, name, setup, details or {}) for name, setup in setups.items()}
+
+
+def _record(writer: CaptureWriter, name: str, setup: Setup, details: Mapping[str, Any]) -> Result:
+    from kvmon.adapters.journal_words import JournalWords
+    from kvmon.adapters.lossy import LossySink
+    from kvmon.adapters.reference import engine_config, pool_info, second_pool_info
+    from kvmon.capture import StreamFacts
     from kvmon.simulate import simulate
 
-    if allocator.capacity_units > MAX_UNIT:
-        raise ConfigError(
-            f"a capture numbers at most {MAX_UNIT} units and the pool has {allocator.capacity_units}: use larger blocks"
-        )
-    config = {"engine": "simulator", "workload": workload.name, **engine_config(allocator, scheduler)}
-    with CaptureWriter(out, force=force, wall=lambda: 0) as writer:
-        words = JournalWords(
-            writer.add_stream(StreamFacts("simulator")).write,
-            json.dumps(config, sort_keys=True, separators=(",", ":")),
-            pool_info(allocator, token_bytes),
-            requests=len(workload),
-            offsets=workload.hash_offsets,
-            hashes=workload.hashes,
-            hash_tokens=workload.hash_tokens,
-        )
-        result = simulate(workload, allocator, scheduler, journal_sink=words)
-        words.close()
+    allocator, scheduler, workload = setup.allocator, setup.scheduler, setup.workload
+    config = {
+        "engine": "simulator",
+        "workload": workload.name,
+        **engine_config(allocator, scheduler),
+        **details,
+    }
+    words = JournalWords(
+        writer.add_stream(StreamFacts(name or "simulator")).write,
+        json.dumps(config, sort_keys=True, separators=(",", ":")),
+        pool_info(allocator, setup.token_bytes),
+        second=second_pool_info(allocator, scheduler, setup.token_bytes),
+        requests=len(workload),
+        offsets=workload.hash_offsets,
+        hashes=workload.hashes,
+        hash_tokens=workload.hash_tokens,
+    )
+    lossy = None
+    if setup.lost_s:
+        lossy = LossySink(words, *(round(moment * _SECOND) for moment in setup.lost_s))
+    result = simulate(
+        workload,
+        allocator,
+        scheduler,
+        setup.step_time,
+        faults=setup.faults,
+        linger_ns=round(setup.linger_s * _SECOND),
+        journal_sink=words if lossy is None else lossy,
+    )
+    if lossy is not None:
+        lossy.close()
+    words.close()
     return result

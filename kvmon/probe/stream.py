@@ -43,7 +43,9 @@ _LARGEST_CONFIG_TEXT, _LARGEST_POOL_TEXT = 6_000, 720  # what every segment repe
 
 @dataclass(frozen=True)
 class PoolInfo:
-    """What a pool is; see the vocabulary of the design for each word."""
+    """What a pool is; see the vocabulary of the design for each word. `placement` "buddy" says that a block has the
+    next power of two of units and lies at a multiple of it; empty, that nothing like it is known.
+    """
 
     name: str
     capacity_units: int
@@ -53,6 +55,7 @@ class PoolInfo:
     contiguity: str = "none"
     tier: str = "gpu"
     first_engine_unit: int = 1
+    placement: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, fresh: bool) -> str:
@@ -61,6 +64,8 @@ class PoolInfo:
         """
         known = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "attributes"}
         known = {**known, "name": str(self.name)[:64], "fresh": fresh}
+        if not self.placement:
+            del known["placement"]
         with contextlib.suppress(TypeError, ValueError):
             text = _json({**self.attributes, **known})
             if len(text) <= _LARGEST_POOL_TEXT:

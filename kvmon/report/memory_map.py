@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from kvmon.events.wire import CACHED, DEFERRED, PINNED, REFS
 from kvmon.state import PoolState, StreamState
-from kvmon.state.requests import slots_of_table
 
 __all__ = ["MAP_STATES", "Cell", "MemoryMap", "memory_map"]
 
@@ -86,13 +85,11 @@ def memory_map(state: StreamState, pool: PoolState) -> MemoryMap:
     codes[(status & np.uint32(DEFERRED)) > 0] = _DEFERRED
     codes[(status & np.uint32(REFS)) > 0] = _ACTIVE
     fills = np.where(codes == _FREE, 0, 255).astype(np.uint8)
-    requests = state.requests
-    for row in np.flatnonzero(requests.units[:, pool.number]).tolist():
-        _, tail, reserved = (int(n) for n in slots_of_table(requests, row, pool.number, pool.unit_tokens, state.steps))
-        if tail or reserved:
-            _unwritten(
-                state.table(row, pool.number), tail, reserved // pool.unit_tokens, pool.unit_tokens, codes, fills
-            )
+    for row in np.flatnonzero(state.requests.units[:, pool.number]).tolist():
+        for table in state.tables(row, pool.number):
+            if table.tail or table.reserved:
+                reserved_units = table.reserved // pool.unit_tokens
+                _unwritten(table.units, table.tail, reserved_units, pool.unit_tokens, codes, fills)
     return MemoryMap(codes.tobytes(), fills.tobytes())
 
 

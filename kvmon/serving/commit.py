@@ -10,48 +10,61 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kvmon.allocators import run_pool
+from kvmon.allocators import page_pool
+from kvmon.allocators.hashing import draw
 from kvmon.allocators.journal import FIRST_TOKEN, ON, PROGRESS, STEP, put1, put2, put8
 from kvmon.allocators.refusal import FinishReason
-from kvmon.allocators.run_pool import largest_run
-from kvmon.jit import kernel
+from kvmon.jit import inner, kernel
+from kvmon.serving.averages import average
+from kvmon.serving.claims import claim
 from kvmon.serving.lifecycle import end_request, leave_queue, leave_running
 from kvmon.serving.paged_memory import pages_for
-from kvmon.serving.schedule import active_units
 from kvmon.serving.state import (
-    ACTIVE_NS,
+    ACCEPTANCE,
+    ACCEPTED_TOKENS,
+    ADMIT_BY,
     BUDGET,
+    BY_FULL,
     CAPACITY_UNITS,
+    CLAIMS_NS,
     COMPUTED,
     COMPUTED_TOKENS,
     CONTEXT_TOKENS,
     DECODE,
     DECODE_TOKENS,
     DONE,
-    FRAGMENTATION,
-    FRAGMENTED_NS,
+    DRAFT_TOKENS,
+    FIRST_TOKEN_NS,
     HELD_PAGES,
+    HOST_UNITS,
     INTENDED,
+    LEVELS,
+    LOOKAHEAD,
     NEED_AT_HEAD,
+    NOW,
     PAGED,
+    PARKED,
     PHASE,
     PLANNED,
     PREFILL_TOKENS,
     PROMPT,
     QUEUE_HEAD,
     QUEUED,
+    QUOTAS,
     REFUSE,
-    RESERVED,
+    REGION_UNITS,
+    REGIONS,
+    RETAINED,
     RUNNING,
     SEATS,
     STEPS,
     STOP,
-    TAIL,
     TOKENS,
     TOTAL,
     UNIT_TOKENS,
-    UTILIZATION,
     WHO,
+    WINDOW,
+    WINDOW_HELD,
     WRITTEN_TOKENS,
     Serving,
 )
@@ -61,7 +74,8 @@ __all__ = ["abort", "commit", "room_for_step"]
 _STOP = int(FinishReason.STOP)
 _LENGTH = int(FinishReason.LENGTH)
 _ABORT = int(FinishReason.ABORT)
-_POOL_FREE = run_pool.FREE
+_DRAFT = 9  # what is drawn
+_DEFERRED = page_pool.DEFERRED
 
 
 @kernel
@@ -76,7 +90,6 @@ def commit(serving: Serving, start_ns: int, duration_ns: int, stopped: npt.NDArr
     tally = serving.tally
     plan = serving.plan
     journal_on = serving.journal.state[ON]
-    first_token = serving.first_token
     end_ns = start_ns + duration_ns
     planned = tally[PLANNED]
     if journal_on and planned < tally[RUNNING]:
@@ -86,16 +99,18 @@ def commit(serving: Serving, start_ns: int, duration_ns: int, stopped: npt.NDArr
     for k in range(planned):
         request = plan[k, WHO]
         tokens = plan[k, TOKENS]
+        if tokens > 1 and live[request, PHASE] == DECODE:
+            tokens = _verified(serving, request, tokens)
         computed = live[request, COMPUTED] + tokens
         live[request, COMPUTED] = computed
         written += tokens
-        if journal_on and live[request, PHASE] != DECODE:
+        if journal_on and (live[request, PHASE] != DECODE or tokens > 1):
             put2(serving.journal, PROGRESS, request, computed)
         plan[k, TOKENS] = 0  # from here on: 1 when the request ends with this step
-        if computed == live[request, TOTAL]:
+        if computed >= live[request, TOTAL]:
             live[request, TOTAL] = computed + 1
             if live[request, PHASE] != DECODE and computed == facts[request, PROMPT]:
-                first_token[request] = end_ns
+                facts[request, FIRST_TOKEN_NS] = end_ns
                 if journal_on:
                     put1(serving.journal, FIRST_TOKEN, request)
             live[request, PHASE] = DECODE
@@ -103,8 +118,9 @@ def commit(serving: Serving, start_ns: int, duration_ns: int, stopped: npt.NDArr
                 plan[k, TOKENS] = 1
                 finished += 1
     tally[WRITTEN_TOKENS] += written
-    tally[COMPUTED_TOKENS] += written
-    _average(serving, duration_ns)
+    tally[COMPUTED_TOKENS] += tally[PREFILL_TOKENS] + tally[DECODE_TOKENS]
+    tally[NOW] = end_ns
+    average(serving, duration_ns)
     if finished:
         for k in range(planned):
             if plan[k, TOKENS]:
@@ -118,6 +134,8 @@ def commit(serving: Serving, start_ns: int, duration_ns: int, stopped: npt.NDArr
     tally[PLANNED] = 0
     tally[STEPS] += 1
     if journal_on:
+        if serving.config[CLAIMS_NS]:
+            claim(serving)
         put8(
             serving.journal,
             STEP,
@@ -132,7 +150,7 @@ def commit(serving: Serving, start_ns: int, duration_ns: int, stopped: npt.NDArr
         )
 
 
-@kernel
+@inner
 def _write_standstill(serving: Serving) -> None:
     """PROGRESS with its unchanged number for every running decode that the plan leaves out."""
     k = 0
@@ -144,7 +162,7 @@ def _write_standstill(serving: Serving) -> None:
             put2(serving.journal, PROGRESS, request, serving.live[request, COMPUTED])
 
 
-@kernel
+@inner
 def _close_gaps(serving: Serving) -> None:
     kept = 0
     for i in range(serving.tally[RUNNING]):
@@ -155,35 +173,19 @@ def _close_gaps(serving: Serving) -> None:
     serving.tally[RUNNING] = kept
 
 
-@kernel
-def _average(serving: Serving, duration_ns: int) -> None:
-    """Add the step to the integrals of tail, utilization, reservation and fragmentation, while anything is active."""
+@inner
+def _verified(serving: Serving, request: int, tokens: int) -> int:
+    """Tokens of a decoding request that stand after `tokens` - 1 drafts were verified: the one that was sure, and
+    drafts up to the first that is not accepted, or to the request's end."""
     tally = serving.tally
-    unit_tokens = serving.config[UNIT_TOKENS]
-    slots = active_units(serving) * unit_tokens
-    if slots == 0:
-        return
-    averages = serving.averages
-    if serving.config[PAGED]:
-        # Only full pages are shared, so every unfilled slot belongs to one request.
-        tail = tally[HELD_PAGES] * unit_tokens - tally[WRITTEN_TOKENS]
-        written = slots - tail
-        reserved = 0 * slots
-    else:
-        tail = 0 * slots
-        if unit_tokens > 1:
-            for i in range(tally[RUNNING]):
-                tail += -serving.live[serving.running[i], COMPUTED] % unit_tokens
-        written = tally[WRITTEN_TOKENS]
-        reserved = slots - written - tail
-        free = serving.runs.tally[_POOL_FREE]
-        if free > 0:
-            averages[FRAGMENTED_NS] += duration_ns
-            averages[FRAGMENTATION] += duration_ns * (1.0 - largest_run(serving.runs) / free)
-    averages[ACTIVE_NS] += duration_ns
-    averages[TAIL] += duration_ns * (tail / slots)
-    averages[UTILIZATION] += duration_ns * (written / slots)
-    averages[RESERVED] += duration_ns * (reserved / slots)
+    computed = serving.live[request, COMPUTED]
+    tally[DRAFT_TOKENS] += tokens - 1
+    most = min(tokens, serving.live[request, STOP] - 1 - computed)
+    stand = 1
+    while stand < most and draw(request, _DRAFT, computed + stand) < serving.config[ACCEPTANCE]:
+        stand += 1
+    tally[ACCEPTED_TOKENS] += stand - 1
+    return int(stand)
 
 
 @kernel
@@ -215,20 +217,40 @@ def room_for_step(serving: Serving) -> int:
     tally = serving.tally
     config = serving.config
     running = tally[RUNNING]
-    words = 80 * (config[SEATS] + running + 1) + 16 * tally[QUEUED]
-    if not config[PAGED]:
-        return int(words)
+    words = 160 * (config[SEATS] + running + 1) + 32 * tally[QUEUED] + 64
     unit_tokens = config[UNIT_TOKENS]
-    words += tally[HELD_PAGES] + 4 * (config[BUDGET] // unit_tokens + 2 * running)
+    if config[PAGED]:
+        growth = config[BUDGET] // unit_tokens
+        if config[LEVELS] or config[QUOTAS]:
+            # Tokens of somebody who is taken back go to others, who may be taken back, too.
+            growth = 0
+            for i in range(running):
+                live = serving.live[serving.running[i]]
+                growth += min(live[TOTAL] - live[COMPUTED], config[BUDGET]) // unit_tokens
+        growth += 2 * running * (2 + 2 * config[LOOKAHEAD] // unit_tokens)
+        words += 2 * tally[HELD_PAGES] + 4 * growth
+        if config[WINDOW]:
+            words += 3 * tally[WINDOW_HELD] + 4 * growth
+        words += serving.pages.tally[_DEFERRED] + 3 * tally[PARKED]
+    else:
+        # A region that stays behind names its units three times, and once more when it is given up.
+        if config[RETAINED]:
+            words += 4 * tally[HELD_PAGES] + tally[REGION_UNITS] + 16 * tally[REGIONS]
+        # A host block is named once when it is copied out (its block is held) and once when it is copied back.
+        if config[HOST_UNITS]:
+            words += tally[HELD_PAGES] + config[HOST_UNITS]
+        if not config[RETAINED]:
+            return int(words)
+    # Those that may be turned away or passed over take no seat, so they are counted beside those behind them.
+    turned_away = config[REFUSE] or config[QUOTAS] or config[WINDOW] or config[ADMIT_BY] == BY_FULL
     mask = serving.waiting.size - 1
     places = config[SEATS] - running
     i = 0
     while i < tally[QUEUED] and places > 0:
         request = serving.waiting[(tally[QUEUE_HEAD] + i) & mask]
-        pages = pages_for(serving.live[request, TOTAL], unit_tokens)
-        words += 5 * pages
-        # Those that may be turned away take no place, so they are counted beside those behind them.
-        if not config[REFUSE] and pages <= config[CAPACITY_UNITS]:
+        pages = pages_for(serving.live[request, TOTAL] + 2 * config[LOOKAHEAD], unit_tokens)
+        words += 11 * pages if config[WINDOW] else 7 * pages
+        if not turned_away and pages <= config[CAPACITY_UNITS]:
             places -= 1
         i += 1
     return int(words)

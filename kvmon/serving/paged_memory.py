@@ -1,4 +1,4 @@
-"""Kernels that give, extend and take back the pages of a request.
+"""Kernels that give, extend and take back the pages of a request in the group that keeps every token.
 
 Ask, then act: `chain_length` finds what the cache holds and changes nothing but the empty table row it fills;
 `pages_for` is arithmetic. `admit_pages`, `extend_pages` and `release_pages` act on a decision made before, and write
@@ -14,10 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.allocators.hashing import own_page_hash, prefix_page_hash
-from kvmon.allocators.journal import ALLOC, ASSIGN, CACHE, ON, SHARE, UNSHARE, put_units, put_units_reversed
-from kvmon.allocators.page_pool import find_content, give_pages, register_content, share_pages, take_pages
-from kvmon.jit import kernel
+from kvmon.allocators.journal import ALLOC, ASSIGN, CACHE, ON, PIN, SHARE, UNSHARE, put_units, put_units_reversed
+from kvmon.allocators.page_pool import find_content, give_pages, pin_hot, register_content, share_pages, take_pages
+from kvmon.jit import inner, kernel
+from kvmon.serving.endings import put_release, release_specially
 from kvmon.serving.state import (
+    ADMIT_BY,
+    BY_FULL,
+    CLASS,
     COVERED,
     HASH_FIRST,
     HASH_TOKENS,
@@ -25,20 +29,33 @@ from kvmon.serving.state import (
     NEVER,
     NEXT_FULL,
     PAGES,
+    PINS,
     PREFIX,
+    QUOTA_HELD,
+    QUOTAS,
     REGISTERED,
     ROOM,
     SEAT,
+    SPECIAL,
     UNIT_TOKENS,
     Serving,
 )
 
-__all__ = ["admit_pages", "chain_length", "extend_pages", "name_pages", "pages_for", "register_full", "release_pages"]
+__all__ = [
+    "admit_pages",
+    "chain_length",
+    "count_units",
+    "extend_pages",
+    "name_pages",
+    "pages_for",
+    "register_full",
+    "release_pages",
+]
 
 _NAMED_AT_ONCE = 64
 
 
-@kernel
+@inner
 def pages_for(tokens: int, unit_tokens: int) -> int:
     """Pages that hold `tokens`: ceil(tokens / unit_tokens)."""
     return (tokens + unit_tokens - 1) // unit_tokens
@@ -76,7 +93,7 @@ def name_pages(
         names[page] = own_page_hash(request, page)
 
 
-@kernel
+@inner
 def _name(serving: Serving, request: int, begin: int, end: int) -> None:
     name_pages(
         serving.hashes,
@@ -91,11 +108,12 @@ def _name(serving: Serving, request: int, begin: int, end: int) -> None:
     )
 
 
-@kernel
+@inner
 def chain_length(serving: Serving, request: int, row: npt.NDArray[np.int32], most: int) -> int:
     """Pages at the front of `request` that the cache holds, at most `most`; written to `row`, nothing else changes."""
     pages = serving.pages
     names = serving.names
+    most = min(most, row.size)  # one that is larger than the pool may wait, too
     found = 0
     named = 0
     while found < most:
@@ -111,7 +129,7 @@ def chain_length(serving: Serving, request: int, row: npt.NDArray[np.int32], mos
     return found
 
 
-@kernel
+@inner
 def register_full(serving: Serving, request: int, tokens: int) -> None:
     """Put the pages of `request` that are full with `tokens` computed tokens into the cache."""
     seat = serving.live[request, SEAT]
@@ -131,12 +149,21 @@ def register_full(serving: Serving, request: int, tokens: int) -> None:
         put_units(serving.journal, CACHE, request, row, done, full - done)
 
 
-@kernel
+@inner
+def count_units(serving: Serving, request: int, units: int) -> None:
+    """The class of `request` holds `units` more (or fewer); counted where there are quotas, unless they hold what
+    requests may become (admission by full need)."""
+    if serving.config[QUOTAS] and serving.config[ADMIT_BY] != BY_FULL:
+        serving.tally[QUOTA_HELD + min(serving.facts[request, CLASS], 63)] += units
+
+
+@inner
 def admit_pages(serving: Serving, request: int, hits: int, fresh: int) -> None:
     """Give a seated request its `hits` cached pages (they stand in its row) and `fresh` new ones."""
     seat = serving.live[request, SEAT]
     row = serving.table[seat]
     share_pages(serving.pages, row, 0, hits)
+    pinned = pin_hot(serving.pages, row, hits, serving.some) if serving.config[PINS] else 0
     take_pages(serving.pages, row, hits, fresh)
     unit_tokens = serving.config[UNIT_TOKENS]
     serving.held[seat, PAGES] = hits + fresh
@@ -144,16 +171,21 @@ def admit_pages(serving: Serving, request: int, hits: int, fresh: int) -> None:
     serving.live[request, ROOM] = (hits + fresh) * unit_tokens
     serving.live[request, NEXT_FULL] = (hits + 1) * unit_tokens if serving.config[PREFIX] else NEVER
     serving.tally[HELD_PAGES] += hits + fresh
+    count_units(serving, request, hits + fresh)
     if serving.journal.state[ON]:
         if hits:
             put_units(serving.journal, SHARE, request, row, 0, hits)
+        if pinned:
+            put_units(serving.journal, PIN, request, serving.some, 0, pinned)
         put_units(serving.journal, ALLOC, request, row, hits, fresh)
         put_units(serving.journal, ASSIGN, request, row, 0, hits + fresh)
 
 
-@kernel
+@inner
 def extend_pages(serving: Serving, request: int, fresh: int) -> None:
-    """Give a running request `fresh` more pages; the queue must hold them."""
+    """Give a running request `fresh` more pages; they must be allocatable."""
+    if fresh <= 0:
+        return
     seat = serving.live[request, SEAT]
     row = serving.table[seat]
     have = serving.held[seat, PAGES]
@@ -161,20 +193,28 @@ def extend_pages(serving: Serving, request: int, fresh: int) -> None:
     serving.held[seat, PAGES] = have + fresh
     serving.live[request, ROOM] += fresh * serving.config[UNIT_TOKENS]
     serving.tally[HELD_PAGES] += fresh
+    count_units(serving, request, fresh)
     if serving.journal.state[ON]:
         put_units(serving.journal, ALLOC, request, row, have, fresh)
         put_units(serving.journal, ASSIGN, request, row, have, fresh)
 
 
-@kernel
-def release_pages(serving: Serving, request: int) -> None:
-    """Drop every reference of `request`, last page first."""
+@inner
+def release_pages(serving: Serving, request: int, reason: int) -> None:
+    """Drop every reference of `request`, last page first; `reason` is its FinishReason, 0 when it is preempted."""
     seat = serving.live[request, SEAT]
     row = serving.table[seat]
     have = serving.held[seat, PAGES]
-    give_pages(serving.pages, row, have)
     serving.held[seat, PAGES] = 0
     serving.held[seat, REGISTERED] = 0
     serving.tally[HELD_PAGES] -= have
+    count_units(serving, request, -have)
+    if serving.config[SPECIAL] and reason:
+        release_specially(serving, request, row, have, reason)
+        return
     if have and serving.journal.state[ON]:
-        put_units_reversed(serving.journal, UNSHARE, request, row, have)
+        if serving.config[SPECIAL]:
+            put_release(serving, request, row, have)
+        else:
+            put_units_reversed(serving.journal, UNSHARE, request, row, have)
+    give_pages(serving.pages, row, have)

@@ -29,6 +29,8 @@ from kvmon.serving import state as at
 from kvmon.serving.checks import check_serving
 from kvmon.serving.commit import abort, commit, room_for_step
 from kvmon.serving.config import SchedulerConfig
+from kvmon.serving.endings import next_transfer
+from kvmon.serving.faults import Faults
 from kvmon.serving.lifecycle import arrive
 from kvmon.serving.schedule import schedule
 from kvmon.serving.workload import check_page_hashes
@@ -43,12 +45,13 @@ class Plan(NamedTuple):
     """What to compute in the step in hand. `tables` and `blocks` are views, valid until the next call.
 
     requests  int32 (n)           in order of admission
-    tokens    int32 (n)           to compute now, from `computed[i]` on
+    tokens    int32 (n)           to compute now, from `computed[i]` on; of a running decode the drafts to verify, too
     computed  int32 (n)           tokens whose keys and values stand already (prefix hits included)
     decodes   bool (n)            True: one more token of a running decode; False: part of a prompt
     samples   bool (n)            True: the step ends with a new token for this request
     seats     int32 (n)           row of `tables` (paged) and of `blocks` (contiguous)
-    tables    int32 (seats, row)  pages of each seat in the order of its tokens, from 1; only the first pages count
+    tables    int32 (seats, row)  pages of each seat in the order of its tokens, from 1; only the first pages count.
+                                  With a window group the same number of rows follows for its pages
     blocks    int64 (seats, 2)    first unit and units of each seat's contiguous block
     """
 
@@ -72,10 +75,15 @@ class Scheduler:
         *,
         hash_tokens: int = 0,
         journal: bool = False,
+        faults: Faults | None = None,
     ) -> None:
         self.allocator = allocator
         self.config = scheduler or SchedulerConfig()
+        self.faults = faults or Faults()
+        self.faults.check_for(allocator)
+        self.config.check_for(allocator)
         self.hash_tokens = hash_tokens
+        self._levels = self.config.levels
         check_page_hashes(hash_tokens, allocator)
         self._requests = 0
         self._identities = 0
@@ -84,6 +92,7 @@ class Scheduler:
             allocator,
             self.config,
             new_journal(1 << 16 if journal else 0),
+            faults=self.faults,
             requests=64,
             identities=256,
             hash_tokens=hash_tokens,
@@ -114,10 +123,16 @@ class Scheduler:
 
     @property
     def stuck(self) -> bool:
-        """Whether the schedule just made moved nothing although there is work: without an abort it never will (a
-        deadlock)."""
+        """Whether the schedule just made moved nothing although there is work: without an abort, or the end of a
+        transfer (`next_transfer_ns`), it never will (a deadlock)."""
         tally = self._state.tally
         return bool(self._open and self.has_work and tally[at.PLANNED] == 0 and tally[at.CHANGED] == 0)
+
+    @property
+    def next_transfer_ns(self) -> int | None:
+        """When the first transfer under way is over and frees its pages; None when none is, or none ever will be."""
+        first = int(next_transfer(self._state))
+        return None if first == np.iinfo(np.int64).max else first
 
     def add(
         self,
@@ -159,7 +174,19 @@ class Scheduler:
         covered = len(identities) * self.hash_tokens
         if self.hash_tokens and len(identities) <= -(-prompt_tokens // self.hash_tokens):
             covered = min(covered, prompt_tokens)
-        state.facts[request] = (arrival_ns, class_id, prompt_tokens, token_limit, intended_output, first, covered)
+        level = self._levels.get(class_id, 0)
+        state.facts[request, : at.PRIORITY + 1] = (
+            arrival_ns,
+            class_id,
+            prompt_tokens,
+            token_limit,
+            intended_output,
+            first,
+            covered,
+            level,
+        )
+        state.tally[at.NOW] = max(int(state.tally[at.NOW]), arrival_ns)
+        state.tally[at.ENDED] = 0
         self._make_room(32)
         arrive(self._state, request)
         return request
@@ -170,6 +197,7 @@ class Scheduler:
             raise ConfigError("the last step is still open: commit it before scheduling the next")
         if self._state.journal.state[ON]:
             self._make_room(int(room_for_step(self._state)))
+        self._state.tally[at.ENDED] = 0
         schedule(self._state)
         self._open = True
         state = self._state
@@ -182,7 +210,7 @@ class Scheduler:
             tokens=tokens.copy(),
             computed=computed,
             decodes=plan[:, at.DECODES] == 1,
-            samples=computed + tokens == state.live[requests, at.TOTAL],
+            samples=computed + tokens >= state.live[requests, at.TOTAL],
             seats=state.live[requests, at.SEAT],
             tables=state.table,
             blocks=state.held[:, at.START : at.UNITS + 1],
@@ -217,7 +245,9 @@ class Scheduler:
             raise ConfigError("a step is open: commit it before aborting requests")
         if not 1 <= request <= self._requests:
             raise ConfigError(f"request {request} is unknown: {self._requests} were added")
-        self._make_room(32 + int(self._state.tally[at.HELD_PAGES]))
+        tally = self._state.tally
+        self._make_room(64 + int(4 * tally[at.HELD_PAGES] + tally[at.WINDOW_HELD] + tally[at.REGION_UNITS]))
+        tally[at.ENDED] = 0
         return bool(abort(self._state, request))
 
     def reset_prefix_cache(self) -> None:
@@ -244,7 +274,7 @@ class Scheduler:
         """An empty scheduler of the same policy over a pool of the same or another size."""
         allocator = self.allocator if capacity_units is None else self.allocator.resized(capacity_units)
         wanted = bool(self._state.journal.state[ON]) if journal is None else journal
-        return Scheduler(allocator, self.config, hash_tokens=self.hash_tokens, journal=wanted)
+        return Scheduler(allocator, self.config, hash_tokens=self.hash_tokens, journal=wanted, faults=self.faults)
 
     def _make_room(self, words: int) -> None:
         journal = self._state.journal
@@ -259,7 +289,8 @@ class Scheduler:
         state = self._state
         if self._requests + 1 >= len(state.facts):
             state = state._replace(
-                facts=_doubled(state.facts), live=_doubled(state.live), first_token=_doubled(state.first_token)
+                facts=_doubled(state.facts),
+                live=_doubled(state.live),
             )
         while self._identities + identities > len(state.hashes):
             state = state._replace(hashes=_doubled(state.hashes))
@@ -269,12 +300,13 @@ class Scheduler:
             state.tally[at.QUEUE_HEAD] = 0
             state = state._replace(waiting=ring)
         if isinstance(self.allocator, PagedConfig):
-            pages = -(-(prompt_tokens + token_limit) // self.allocator.unit_tokens)
+            pages = -(-(prompt_tokens + token_limit + 2 * self.config.lookahead_tokens) // self.allocator.unit_tokens)
             width = min(pages, self.allocator.capacity_units)
             if width > state.table.shape[1]:
                 table = np.zeros((state.table.shape[0], max(width, 2 * state.table.shape[1])), np.int32)
                 table[:, : state.table.shape[1]] = state.table
-                state = state._replace(table=table, names=np.zeros(table.shape[1], np.uint64))
+                wide = table.shape[1]
+                state = state._replace(table=table, names=np.zeros(wide, np.uint64), some=np.zeros(wide, np.int32))
         self._state = state
 
 

@@ -10,20 +10,48 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-__all__ = ["Result"]
+__all__ = ["FullPool", "Result"]
+
+
+@dataclass(frozen=True)
+class FullPool:
+    """Where the memory is while somebody waits for it: shares of the whole pool over that time, and the mean number of
+    running requests. They sum to 1. The categories of PagedAttention's figure 2 (SOSP'23): token states, reserved,
+    internal and external fragmentation.
+
+    written_ratio       slots that hold keys and values
+    used_later_ratio    set aside, and written before its request ends
+    never_used_ratio    set aside and never written, and the unfilled rest of pages
+    free_ratio          everything that no request asked for, what the placement rounds up included
+    """
+
+    written_ratio: float
+    used_later_ratio: float
+    never_used_ratio: float
+    free_ratio: float
+    batch: float
 
 
 @dataclass(frozen=True)
 class Result:
     """Totals and averages of one run.
 
-    requests / completed / refused / errors      arrived; ended by stop or length; refused at admission; aborted
+    requests / completed / refused               arrived; ended by stop or length; refused at admission
+    errors / aborted                             ended by the engine for want of memory; the client hung up
     allocation_failures                          by reason, once a wait; at start and in mid-stream apart
     prefix_lookup_tokens / prefix_hit_tokens     of first admissions; `readmission_*` after preemptions
     tail_waste_ratio                             unfilled slots of started units / slots of active units
     page_utilization_ratio                       written slots / slots of active units
     reserved_ratio                               slots set aside for tokens to come / slots of active units
+    compactions / compacted_tokens               blocks slid together; tokens copied by that
+    swapped_out / swapped_in / swaps_refused     tokens to and from the host tier; preemptions it had no room for
+    draft_tokens / accepted_tokens               of speculative decoding
+    transfers / stranded_transfers               begun when a request ended; those that a fault keeps from ending
+    leaked_units / twice_freed_units             faults of the allocator
     external_fragmentation_ratio                 1 - longest free run / free units, while any is free; None when paged
+    free_at_fragmentation_ratio                  free share of the pool at failures for want of a run, their mean
+    largest_at_fragmentation_ratio               largest free block / free units at those failures
+    while_waiting                                see `FullPool`; None when nobody ever waited
     ttft_p50_s / ttft_p99_s                      arrival to first token in simulated seconds; None when nobody got one
     deadlock                                     the run stopped because nothing could move any more
     step_limit_reached                           the run stopped because its steps were used up
@@ -34,6 +62,7 @@ class Result:
     completed: int
     refused: int
     errors: int
+    aborted: int
     unfinished: int
     allocation_failures: dict[str, int]
     failures_at_start: int
@@ -47,12 +76,26 @@ class Result:
     readmission_hit_tokens: int
     relocations: int
     copied_tokens: int
+    compactions: int
+    compacted_tokens: int
+    swapped_out_tokens: int
+    swapped_in_tokens: int
+    swaps_refused: int
+    draft_tokens: int
+    accepted_tokens: int
+    transfers: int
+    stranded_transfers: int
+    leaked_units: int
+    twice_freed_units: int
     output_tokens: int
     computed_tokens: int
     tail_waste_ratio: float | None
     page_utilization_ratio: float | None
     reserved_ratio: float | None
     external_fragmentation_ratio: float | None
+    free_at_fragmentation_ratio: float | None
+    largest_at_fragmentation_ratio: float | None
+    while_waiting: FullPool | None
     capacity_units: int
     unit_tokens: int
     peak_active_units: int

@@ -20,12 +20,13 @@ from kvmon.allocators.refusal import Reason
 from kvmon.serving import state as at
 from kvmon.serving.commit import room_for_step
 from kvmon.serving.config import SchedulerConfig
+from kvmon.serving.faults import Faults
 from kvmon.serving.step_time import StepTime
 from kvmon.serving.workload import Workload, check_page_hashes
-from kvmon.simulate.result import Result
-from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NEXT, NOW, STEP_LIMIT, STEPS_LEFT, run
+from kvmon.simulate.result import FullPool, Result
+from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NOW, STEP_LIMIT, Demand, new_clock, run
 
-__all__ = ["JournalSink", "simulate", "simulation_state"]
+__all__ = ["JournalSink", "demand_of", "simulate", "simulation_state"]
 
 JournalSink = Callable[[npt.NDArray[np.int64]], None]
 
@@ -38,22 +39,27 @@ def simulate(
     scheduler: SchedulerConfig | None = None,
     step_time: StepTime | None = None,
     *,
+    faults: Faults | None = None,
     journal_sink: JournalSink | None = None,
     journal_words: int = _JOURNAL_WORDS,
     most_steps: int | None = None,
+    linger_ns: int = 0,
 ) -> Result:
     """Simulate every request of `workload` and return what happened.
 
     `journal_sink` gets the journal in pieces that end between two steps or two arrivals; a piece is valid during the
     call only. `journal_words` is the size of such a piece; it grows where one step needs more. `most_steps` stops a run
-    early.
-    Raises ConfigError when the workload's prefix identities cannot name pages of this size.
+    early; `linger_ns` goes on for so long after nothing can move any more, as an engine does.
+    Raises ConfigError when the workload's prefix identities cannot name pages of this size, or the faults cannot strike
+    this pool.
     """
     times = step_time or StepTime()
-    state = simulation_state(workload, allocator, scheduler, journal_words if journal_sink is not None else 0)
-    clock = np.zeros(3, np.int64)
-    clock[NEXT] = 1
-    clock[STEPS_LEFT] = np.iinfo(np.int64).max if most_steps is None else most_steps
+    wrong = faults or Faults()
+    state = simulation_state(
+        workload, allocator, scheduler, journal_words if journal_sink is not None else 0, faults=wrong
+    )
+    demand = demand_of(workload, wrong)
+    clock = new_clock(most_steps, linger_ns)
     model = np.array(
         [times.base_ns, times.prefill_token_ns, times.decode_sequence_ns, times.context_token_ns], np.float64
     )
@@ -62,7 +68,7 @@ def simulate(
     status = JOURNAL_FULL
     while status == JOURNAL_FULL:
         began = time.perf_counter()
-        status = run(state, clock, model)
+        status = run(state, demand, clock, model)
         seconds += time.perf_counter() - began
         if journal_sink is not None:
             used = int(state.journal.state[USED])
@@ -80,21 +86,64 @@ def _compile(model: npt.NDArray[np.float64]) -> None:
     empty = at.new_serving(
         PagedConfig(1), SchedulerConfig(), new_journal(0), requests=0, identities=0, hash_tokens=0, row_units=1
     )
-    run(empty, np.array([0, 1, 0], np.int64), model)
+    nothing = Demand(
+        order=np.zeros(0, np.int32),
+        pause=np.zeros(1, np.int64),
+        first=np.zeros(1, np.int32),
+        sibling=np.zeros(1, np.int32),
+        patience=np.zeros(1, np.int64),
+        due=np.zeros((2, 2), np.int64),
+        errors=np.zeros((0, 4), np.int64),
+    )
+    run(empty, nothing, new_clock(), model)
+
+
+def demand_of(workload: Workload, faults: Faults) -> Demand:
+    """What `run` has to know of the workload and of the errors outside of the pool."""
+    n = len(workload)
+    independent = workload.independent
+    first = np.zeros(n + 1, np.int32)
+    sibling = np.zeros(n + 1, np.int32)
+    for index in np.flatnonzero(~independent)[::-1].tolist():
+        leader = workload.follows[index]
+        sibling[index + 1] = first[leader]
+        first[leader] = index + 1
+    patience = np.zeros(1, np.int64)
+    if len(workload.abort_ns):
+        patience = np.concatenate([patience, workload.abort_ns])
+    errors = np.array(sorted(faults.errors), np.int64).reshape(-1, 4)
+    return Demand(
+        order=(np.flatnonzero(independent) + 1).astype(np.int32),
+        pause=np.concatenate([np.zeros(1, np.int64), workload.arrival_ns]),
+        first=first,
+        sibling=sibling,
+        patience=patience,
+        due=np.zeros((2 * n + 2, 2), np.int64),
+        errors=errors,
+    )
 
 
 def simulation_state(
-    workload: Workload, allocator: AllocatorConfig, scheduler: SchedulerConfig | None, journal_words: int
+    workload: Workload,
+    allocator: AllocatorConfig,
+    scheduler: SchedulerConfig | None,
+    journal_words: int,
+    *,
+    faults: Faults | None = None,
 ) -> at.Serving:
     """State with all requests of `workload` known and none arrived; `journal_words` 0 keeps no journal."""
     check_page_hashes(workload.hash_tokens, allocator)
     config = scheduler or SchedulerConfig()
+    config.check_for(allocator)
+    if faults is not None:
+        faults.check_for(allocator)
     longest = workload.prompt_tokens.astype(np.int64) + np.minimum(workload.output_tokens, workload.token_limit)
-    pages = -(-int(longest.max()) // allocator.unit_tokens)
+    pages = -(-(int(longest.max()) + 2 * config.lookahead_tokens) // allocator.unit_tokens)
     state = at.new_serving(
         allocator,
         config,
         new_journal(journal_words),
+        faults=faults,
         requests=len(workload),
         identities=len(workload.hashes),
         hash_tokens=workload.hash_tokens,
@@ -108,6 +157,8 @@ def simulation_state(
     facts[:, at.INTENDED] = workload.output_tokens
     facts[:, at.HASH_FIRST] = workload.hash_offsets[:-1]
     facts[:, at.COVERED] = workload.covered_tokens()
+    for class_id, level in config.priorities:
+        facts[workload.class_id == class_id, at.PRIORITY] = level
     state.hashes[: len(workload.hashes)] = workload.hashes
     return state
 
@@ -115,32 +166,45 @@ def simulation_state(
 def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, seconds: float) -> Result:
     tally = state.tally
     averages = state.averages
-    first = state.first_token[1:]
+    first = state.facts[1:, at.FIRST_TOKEN_NS]
     got_one = first > 0
-    ttft = (first[got_one] - workload.arrival_ns[got_one]) / 1e9
+    ttft = (first[got_one] - state.facts[1:, at.ARRIVAL][got_one]) / 1e9
     active_ns = float(averages[at.ACTIVE_NS])
     fragmented_ns = float(averages[at.FRAGMENTED_NS])
     paged = bool(state.config[at.PAGED])
     ended = int(tally[at.COMPLETED] + tally[at.REFUSED] + tally[at.ABORTED] + tally[at.ERRORS])
-    totals = state.reasons.sum(axis=0)
+    reasons = tally[at.REASONS : at.REASONS + 32].reshape(2, 16)
+    totals = reasons.sum(axis=0)
     return Result(
         requests=len(workload),
         completed=int(tally[at.COMPLETED]),
         refused=int(tally[at.REFUSED]),
         errors=int(tally[at.ERRORS]),
+        aborted=int(tally[at.ABORTED]),
         unfinished=len(workload) - ended,
         allocation_failures={reason.name.lower(): int(totals[reason]) for reason in Reason if totals[reason]},
-        failures_at_start=int(state.reasons[0].sum()),
-        failures_mid_stream=int(state.reasons[1].sum()),
+        failures_at_start=int(reasons[0].sum()),
+        failures_mid_stream=int(reasons[1].sum()),
         preemptions=int(tally[at.PREEMPTIONS]),
         recomputed_tokens=int(tally[at.LOST_TOKENS] - tally[at.AGAIN_HIT_TOKENS]),
-        evictions=int(state.pages.tally[page_pool.EVICTIONS]) if paged else 0,
+        evictions=int(state.pages.tally[page_pool.EVICTIONS_DONE]) if paged else 0,
         prefix_lookup_tokens=int(tally[at.LOOKUP_TOKENS]),
         prefix_hit_tokens=int(tally[at.HIT_TOKENS]),
         readmission_lookup_tokens=int(tally[at.AGAIN_LOOKUP_TOKENS]),
         readmission_hit_tokens=int(tally[at.AGAIN_HIT_TOKENS]),
         relocations=int(tally[at.RELOCATIONS]),
         copied_tokens=int(tally[at.COPIED_TOKENS]),
+        compactions=int(tally[at.COMPACTIONS]),
+        compacted_tokens=int(tally[at.COMPACTED_TOKENS]),
+        swapped_out_tokens=int(tally[at.SWAPPED_OUT_TOKENS]),
+        swapped_in_tokens=int(tally[at.SWAPPED_IN_TOKENS]),
+        swaps_refused=int(tally[at.SWAPS_REFUSED]),
+        draft_tokens=int(tally[at.DRAFT_TOKENS]),
+        accepted_tokens=int(tally[at.ACCEPTED_TOKENS]),
+        transfers=int(tally[at.TRANSFERS_BEGUN]),
+        stranded_transfers=int(tally[at.STRANDED]),
+        leaked_units=int(tally[at.LEAKED_UNITS]),
+        twice_freed_units=int(tally[at.TWICE_FREED]),
         output_tokens=int(tally[at.OUTPUT_TOKENS]),
         computed_tokens=int(tally[at.COMPUTED_TOKENS]),
         tail_waste_ratio=float(averages[at.TAIL]) / active_ns if active_ns else None,
@@ -149,6 +213,11 @@ def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, sec
         external_fragmentation_ratio=(
             float(averages[at.FRAGMENTATION]) / fragmented_ns if fragmented_ns and not paged else None
         ),
+        free_at_fragmentation_ratio=_ratio(
+            tally[at.FREE_AT_FAILURE], tally[at.FRAGMENTED_FAILURES] * state.config[at.CAPACITY_UNITS]
+        ),
+        largest_at_fragmentation_ratio=_ratio(tally[at.LARGEST_AT_FAILURE], tally[at.FREE_AT_FAILURE]),
+        while_waiting=_while_waiting(state),
         capacity_units=int(state.config[at.CAPACITY_UNITS]),
         unit_tokens=int(state.config[at.UNIT_TOKENS]),
         peak_active_units=int(tally[at.PEAK_ACTIVE]),
@@ -159,4 +228,23 @@ def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, sec
         deadlock=status == DEADLOCK,
         step_limit_reached=status == STEP_LIMIT,
         wall_seconds=seconds,
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _while_waiting(state: at.Serving) -> FullPool | None:
+    averages = state.averages
+    ns = float(averages[at.FULL_NS])
+    if not ns:
+        return None
+    slots = ns * float(state.config[at.CAPACITY_UNITS] * state.config[at.UNIT_TOKENS])
+    return FullPool(
+        written_ratio=float(averages[at.FULL_WRITTEN]) / slots,
+        used_later_ratio=float(averages[at.FULL_USED_LATER]) / slots,
+        never_used_ratio=float(averages[at.FULL_NEVER_USED]) / slots,
+        free_ratio=float(averages[at.FULL_FREE]) / slots,
+        batch=float(averages[at.FULL_BATCH]) / ns,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.frames import FrameTable, ScanEnd, find_frame, scan
 from kvmon.state.pool import Failure, Histogram, Marks, PoolState, Slots
-from kvmon.state.said import Claims, Step
+from kvmon.state.said import Claims, Step, Table
 from kvmon.state.stream import StreamState
 from kvmon.state.survey import Survey
 
@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "StreamState",
     "Survey",
+    "Table",
     "find_frame",
     "scan",
 ]

@@ -15,11 +15,13 @@ from kvmon.events.totals import MAX_POOLS
 
 __all__ = [
     "ACTIVE",
+    "BUDDY_ORDERS",
     "CACHED",
     "DEFERRED",
     "FREE",
     "HISTOGRAM_SLOTS",
     "MARK_SLOTS",
+    "NO_SECOND",
     "PINNED",
     "SHARED",
     "STATES",
@@ -43,6 +45,9 @@ ACTIVE, CACHED, PINNED, DEFERRED, FREE, SHARED, UNOWNED = range(7)
 _COUNTS = 7
 HISTOGRAM_SLOTS = 48
 MARK_SLOTS = 64
+NO_SECOND = -1
+"""Where `Pools.marks` holds nothing yet; a simulated clock begins with second 0."""
+BUDDY_ORDERS = 32
 
 
 class Tally:
@@ -103,6 +108,7 @@ class Pools(NamedTuple):
     unit_tokens: Ints
     runs: Array  # uint8: free runs are tracked
     windowed: Array  # uint8: a sequence may hold fewer units than it has tokens
+    groups: Ints  # groups of layers that draw from it, each with units of its own for a token
     counts: Ints  # [pool, state]
     tally: Ints  # [pool, Tally]
     histogram: (
@@ -116,17 +122,20 @@ class Pools(NamedTuple):
     def make() -> Pools:
         """Of nothing attached."""
         rows = MAX_POOLS + 1
+        marks = np.zeros((rows, MARK_SLOTS, 4), np.int64)
+        marks[:, :, 0] = NO_SECOND
         return Pools(
             base=np.zeros(rows, np.int64),
             capacity=np.zeros(rows, np.int64),
             unit_tokens=np.ones(rows, np.int64),
             runs=np.zeros(rows, np.uint8),
             windowed=np.zeros(rows, np.uint8),
+            groups=np.ones(rows, np.int64),
             counts=np.zeros((rows, _COUNTS), np.int64),
             tally=np.zeros((rows, Tally.WIDTH), np.int64),
             histogram=np.zeros((rows, 3, HISTOGRAM_SLOTS), np.int64),
             histogram_sum=np.zeros((rows, 3), np.int64),
-            marks=np.zeros((rows, MARK_SLOTS, 4), np.int64),
+            marks=marks,
             last_failure=np.zeros((rows, 9), np.int64),
         )
 
@@ -151,19 +160,28 @@ class Detail(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Free runs of the pools that need contiguity: their length at both ends, how many there are of each length."""
+    """Free runs of the pools that need contiguity: their length at both ends, how many there are of each length; of
+    buddy pools also how many hold which largest buddy block.
+    """
 
     length: Array  # int32 per unit: at the first and the last unit of a free run its length
     of_length: Array  # int32, at base[pool] + length
     longest: Ints  # [pool]
     count: Ints  # type: ignore[assignment]  # [pool]; a field hides tuple.count
+    buddy: Array  # uint8 [pool]: blocks are powers of two at multiples of their size
+    of_order: Ints  # [pool, k]: runs whose largest such block has 2**k units
 
     @staticmethod
     def make(units: int) -> Runs:
         """For `units` entries, no run."""
         rows = MAX_POOLS + 1
         return Runs(
-            np.zeros(units, np.int32), np.zeros(units, np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+            np.zeros(units, np.int32),
+            np.zeros(units, np.int32),
+            np.zeros(rows, np.int64),
+            np.zeros(rows, np.int64),
+            np.zeros(rows, np.uint8),
+            np.zeros((rows, BUDDY_ORDERS), np.int64),
         )
 
 
@@ -230,6 +248,7 @@ class Nodes(NamedTuple):
     unit: Ints  # index into the per-unit arrays
     generation: Array  # uint32
     pool: Array  # uint8
+    group: Array  # uint8, which group of layers of its pool
     next: Array  # int32
 
     @staticmethod
@@ -238,6 +257,7 @@ class Nodes(NamedTuple):
         return Nodes(
             np.zeros(size, np.int64),
             np.zeros(size, np.uint32),
+            np.zeros(size, np.uint8),
             np.zeros(size, np.uint8),
             np.arange(1, size + 1, dtype=np.int32),
         )

@@ -5,7 +5,8 @@
 
 The description names every array with its type and shape. Invariant: a restored state equals the one that was dumped
 in every array and number, and folds on as that one would. A version or an array that this kvmon does not know is
-refused: the caller then begins at an earlier checkpoint, or at the start of the stream.
+refused: the caller then begins at an earlier checkpoint, or at the start of the stream. Version 1 is read: it had no
+groups of layers and no buddy pools.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from kvmon.errors import NewerFormatError, RecordingError
 from kvmon.events import Event, Kind
-from kvmon.state.arrays import UNOWNED, Array, Detail, Misc, Nodes, Pools, Requests, Runs
+from kvmon.state.arrays import NO_SECOND, UNOWNED, Array, Detail, Misc, Nodes, Pools, Requests, Runs
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.pool import PoolState
 from kvmon.state.said import Claims
@@ -27,7 +28,7 @@ from kvmon.state.stream import StreamState
 
 __all__ = ["CHECKPOINT_VERSION", "dump", "load"]
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 _MAGIC = b"KVST"
 _HEAD = struct.Struct("<4sII")
 _GROUPS: dict[str, Any] = {"pools": Pools, "detail": Detail, "runs": Runs, "requests": Requests, "nodes": Nodes}
@@ -42,7 +43,7 @@ _OF_DETAIL = (
     Misc.LAST_FAILURE,
     Misc.STALE_TABLES,
 )
-_NUMBERS = ("lost_records", "gaps", "missing_frames", "damaged_frames", "next_frame")
+_NUMBERS = ("lost_records", "gaps", "missing_frames", "damaged_frames", "next_frame", "converged_from")
 
 
 def dump(state: StreamState) -> bytes:
@@ -62,6 +63,7 @@ def dump(state: StreamState) -> bytes:
         "config": state.config,
         "pools": {str(number): pool.info for number, pool in state.pools.items()},
         "claims": {str(number): asdict(claims) for number, claims in state.claims.items()},
+        "drift": {str(number): drift for number, drift in state.drift.items()},
         "errors": [_event_out(event) for event in state.errors],
         "devices": [_event_out(event) for event in state.device_samples.values()],
         "faults": [asdict(fault) for fault in state._extra_faults],
@@ -86,13 +88,16 @@ def load(data: bytes, *, detail: bool = True, verify: bool = False) -> StreamSta
         magic, version, length = _HEAD.unpack_from(data)
         if magic != _MAGIC:
             raise ValueError("the first bytes are others")
-        if version != CHECKPOINT_VERSION:
+        if version not in (1, CHECKPOINT_VERSION):
             raise NewerFormatError(
                 f"a checkpoint has version {version}, this kvmon reads {CHECKPOINT_VERSION}: fold from the start"
             )
         description = json.loads(data[_HEAD.size : _HEAD.size + length])
+        arrays = _arrays(data, _HEAD.size + length, description["arrays"])
+        if version == 1:
+            _add_what_is_new(description, arrays)
         state = StreamState(detail=detail, verify=verify)
-        _restore(state, description, _arrays(data, _HEAD.size + length, description["arrays"]))
+        _restore(state, description, arrays)
     except (struct.error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordingError(f"these bytes are no checkpoint: {type(error).__name__}: {error}") from None
     return state
@@ -105,6 +110,24 @@ def _arrays(data: bytes, at: int, described: list[tuple[str, str, list[int]]]) -
         arrays[name] = array.copy()
         at += (array.nbytes + 7) // 8 * 8
     return arrays
+
+
+def _add_what_is_new(description: dict[str, Any], arrays: dict[str, Array]) -> None:
+    """Make the parts of version 1 those of ours."""
+    infos = description["pools"].values()
+    if any(info.get("groups", 1) != 1 or info.get("placement") == "buddy" for info in infos):
+        raise ValueError("version 1 does not say which group of layers holds a unit, or which block of buddies is free")
+    description["drift"] = {}
+    numbers = description["numbers"]
+    numbers["converged_from"] = numbers["next_frame"] if arrays["misc"][Misc.CONVERGED] else None
+    arrays["pools.groups"] = np.ones_like(arrays["pools.base"])
+    marks = arrays["pools.marks"]
+    marks[marks[:, :, 0] == 0, 0] = NO_SECOND  # the first second had no marks of its own
+    if "runs.longest" in arrays:
+        fresh = Runs.make(0)
+        arrays |= {"runs.buddy": fresh.buddy, "runs.of_order": fresh.of_order}
+    if "nodes.pool" in arrays:
+        arrays["nodes.group"] = np.zeros_like(arrays["nodes.pool"])
 
 
 def _restore(state: StreamState, description: dict[str, Any], arrays: dict[str, Array]) -> None:
@@ -127,6 +150,7 @@ def _restore(state: StreamState, description: dict[str, Any], arrays: dict[str, 
     state.config = dict(description["config"])
     state.pools = {int(number): PoolState(int(number), info, state) for number, info in description["pools"].items()}
     state.claims = {int(number): Claims(**claims) for number, claims in description["claims"].items()}
+    state.drift = {int(number): drift for number, drift in description["drift"].items()}
     state.errors = [_event_in(row) for row in description["errors"]]
     state.device_samples = {event.fields["device"]: event for event in map(_event_in, description["devices"])}
 
@@ -144,6 +168,7 @@ def _forget_detail(state: StreamState) -> None:
     pools.counts[:, UNOWNED] = 0
     for array in (pools.runs, pools.histogram, pools.histogram_sum, pools.marks, pools.last_failure):
         array[...] = 0
+    pools.marks[:, :, 0] = NO_SECOND
     for slot in _OF_DETAIL:
         state._misc[slot] = fresh[slot]
 

@@ -1,7 +1,11 @@
-"""The only definitions of fragmentation, over the lengths of free runs.
+"""The only definitions of fragmentation, over free runs.
 
 F = free units in all, L = the longest free run, N = the number of free runs, s = the units a request needs. A value
 that is not defined is None, never zero.
+
+In a buddy pool (Knuth TAOCP 1, 2.5) a block has 2**k units and lies at an offset (unit - 1) that is a multiple of 2**k,
+so a run holds fewer blocks than its length says. What could be granted follows from which units are free, because free
+buddies always merge.
 """
 
 from __future__ import annotations
@@ -10,10 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "buddy_placements",
+    "buddy_size",
     "external_fragmentation",
     "fragmentation_index",
     "free_run_lengths",
+    "free_runs",
+    "largest_buddy",
     "lost_ratio",
+    "lost_ratio_of_buddies",
     "lost_share",
     "runs_by_order",
     "runs_in_table",
@@ -23,10 +32,15 @@ __all__ = [
 Lengths = npt.NDArray[np.int64]
 
 
+def free_runs(free: npt.NDArray[np.bool_]) -> tuple[Lengths, Lengths]:
+    """Offsets and lengths of the maximal stretches of True; `free` has one entry a unit, in order of address."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], free, [False])).view(np.int8))).astype(np.int64)
+    return edges[::2], edges[1::2] - edges[::2]
+
+
 def free_run_lengths(free: npt.NDArray[np.bool_]) -> Lengths:
     """Lengths of the maximal stretches of True, in order of address; `free` has one entry a unit, in address order."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], free, [False])).view(np.int8)))
-    return (edges[1::2] - edges[::2]).astype(np.int64)
+    return free_runs(free)[1]
 
 
 def external_fragmentation(longest: int, free: int) -> float | None:
@@ -45,6 +59,35 @@ def lost_ratio(runs: Lengths, size: int) -> float | None:
 def lost_share(placements: int, free: int, size: int) -> float | None:
     """`lost(s)` where it is known how many blocks of `size` fit: `1 - placements / floor(F / s)`; None when F < s."""
     return None if size < 1 or free < size else 1.0 - placements / (free // size)
+
+
+def buddy_size(size: int) -> int:
+    """What a buddy pool grants for `size` units: the next power of two."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def buddy_placements(offsets: Lengths, lengths: Lengths, size: int) -> int:
+    """How many blocks of `size`, a power of two, lie at multiples of it inside the free runs."""
+    blocks = (offsets + lengths) // size - (offsets + size - 1) // size
+    return int(np.maximum(blocks, 0).sum())
+
+
+def largest_buddy(offsets: Lengths, lengths: Lengths) -> int:
+    """G of a buddy pool: the largest power of two that a free run holds at a multiple of itself; 0 without runs."""
+    if len(lengths) == 0:
+        return 0
+    size = 1 << int(lengths.max()).bit_length() - 1
+    return size if buddy_placements(offsets, lengths, size) else max(1, size >> 1)
+
+
+def lost_ratio_of_buddies(offsets: Lengths, lengths: Lengths, size: int) -> float | None:
+    """`lost(s)` of a buddy pool: blocks of the granted size r that fit, of those that F would hold:
+    `1 - placements(r) / floor(F / r)`; None when F < r or `size` < 1.
+    """
+    if size < 1:
+        return None
+    granted = buddy_size(size)
+    return lost_share(buddy_placements(offsets, lengths, granted), int(lengths.sum()), granted)
 
 
 def unusable_index(runs: Lengths, size: int) -> float | None:

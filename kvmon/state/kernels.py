@@ -18,6 +18,7 @@ from kvmon.events import Kind, RequestState, field_offsets
 from kvmon.jit import kernel
 from kvmon.state.arrays import ACTIVE, DEFERRED, FREE, MARK_SLOTS, PINNED, UNOWNED, Misc
 from kvmon.state.faults import FaultKind
+from kvmon.state.free_runs import largest_grantable
 from kvmon.state.request_records import arrival, failure, maybe, of_request, restated, wide
 from kvmon.state.requests import (
     computed_tokens,
@@ -78,7 +79,7 @@ def _mark(pools: Any, runs: Any, count: Any, second: Any) -> Any:
     for pool in range(1, count + 1):
         free = pools.counts[pool, FREE]
         used = pools.counts[pool, ACTIVE] + pools.counts[pool, PINNED] + pools.counts[pool, DEFERRED]
-        largest = runs.longest[pool] if pools.runs[pool] else free
+        largest = largest_grantable(runs, pool) if pools.runs[pool] else free
         marks = pools.marks
         if marks[pool, slot, 0] != second:
             marks[pool, slot, 0] = second
@@ -119,7 +120,7 @@ def _close_step(misc: Any, status: Any, pools: Any, detail: Any, requests: Any, 
             if requests.id[row] and requests.state[row] == _RUNNING:
                 tokens = computed_tokens(requests, row, misc[_STEPS])
                 for pool in range(1, misc[_POOLS] + 1):
-                    slots = np.int64(requests.units[row, pool]) * pools.unit_tokens[pool]
+                    slots = np.int64(requests.units[row, pool]) * pools.unit_tokens[pool] // pools.groups[pool]
                     if slots and tokens > slots and not pools.windowed[pool]:
                         note(
                             faults,

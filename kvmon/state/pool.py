@@ -14,8 +14,29 @@ import numpy.typing as npt
 
 from kvmon.errors import RecordingError
 from kvmon.events import FAILURE_REASONS, Contiguity, FailureOutcome
-from kvmon.state.arrays import ACTIVE, CACHED, FREE, HISTOGRAM_SLOTS, MARK_SLOTS, SHARED, STATES, UNOWNED, Misc, Tally
-from kvmon.state.fragmentation import external_fragmentation, free_run_lengths, lost_ratio
+from kvmon.state.arrays import (
+    ACTIVE,
+    CACHED,
+    FREE,
+    HISTOGRAM_SLOTS,
+    MARK_SLOTS,
+    NO_SECOND,
+    SHARED,
+    STATES,
+    UNOWNED,
+    Misc,
+    Tally,
+)
+from kvmon.state.fragmentation import (
+    buddy_size,
+    external_fragmentation,
+    free_run_lengths,
+    free_runs,
+    largest_buddy,
+    lost_ratio,
+    lost_ratio_of_buddies,
+)
+from kvmon.state.free_runs import largest_grantable
 from kvmon.state.survey import Survey, survey
 
 if TYPE_CHECKING:
@@ -91,6 +112,7 @@ class PoolState:
         self.layout = str(info.get("layout", "paged"))
         self.contiguity = str(info.get("contiguity", "none"))
         self.tier = str(info.get("tier", "gpu"))
+        self.buddy = info.get("placement") == "buddy"
         self.unit_bytes = int(info.get("unit_bytes", 0))
         self.unit_tokens = max(1, int(info.get("unit_tokens", 1)))
         self._stream = stream
@@ -189,15 +211,18 @@ class PoolState:
         """G in units: the largest block that could be granted now.
 
         Where a request needs no contiguity any free units will do, so G = F; elsewhere it is the longest run of free
-        units.
+        units, in a buddy pool the largest block of a power of two at a multiple of itself.
         """
         if self.contiguity == "none":
             return self.free
         runs = self._stream._runs
-        if runs is not None:
-            return int(runs.longest[self.number])
-        lengths = self.free_runs()
-        return int(lengths.max()) if len(lengths) else 0
+        if runs is None:
+            return self._largest(self.status == 0)
+        return largest_grantable(runs, self.number) if self.buddy else int(runs.longest[self.number])
+
+    def granted(self, units: int) -> int:
+        """Units of the block that a request for `units` takes: as many, in a buddy pool the next power of two."""
+        return buddy_size(units) if self.buddy else units
 
     @property
     def largest_after_eviction(self) -> int:
@@ -206,19 +231,26 @@ class PoolState:
             return self.free + self.evictable
         if self.evictable == 0:
             return self.largest_free
-        lengths = free_run_lengths((self.status & ~np.uint32(1 << 24)) == 0)
-        return int(lengths.max()) if len(lengths) else 0
+        return self._largest((self.status & ~np.uint32(1 << 24)) == 0)
+
+    def _largest(self, free: npt.NDArray[np.bool_]) -> int:
+        """The largest block that could be granted if these units were free."""
+        offsets, lengths = free_runs(free)
+        return largest_buddy(offsets, lengths) if self.buddy else int(lengths.max(initial=0))
 
     def external_fragmentation(self) -> float | None:
         """`1 - L/F` over the runs of free units; None when nothing is free."""
-        if self.contiguity != "none":
-            return external_fragmentation(self.largest_free, self.free)
-        lengths = self.free_runs()
-        return external_fragmentation(int(lengths.max()) if len(lengths) else 0, self.free)
+        runs = self._stream._runs
+        if runs is not None and self.contiguity != "none":
+            return external_fragmentation(int(runs.longest[self.number]), self.free)
+        return external_fragmentation(int(self.free_runs().max(initial=0)), self.free)
 
     def lost(self, units: int) -> float | None:
         """`lost(s)` for a request of `units`; None where contiguity is not needed or not even F holds one."""
-        return None if self.contiguity == "none" else lost_ratio(self.free_runs(), units)
+        if self.contiguity == "none":
+            return None
+        offsets, lengths = free_runs(self.status == 0)
+        return lost_ratio_of_buddies(offsets, lengths, units) if self.buddy else lost_ratio(lengths, units)
 
     # -- tokens --
 
@@ -239,7 +271,8 @@ class PoolState:
             stream._detail,
             stream.requests,
             stream._nodes,
-            sizes,
+            tuple(self.granted(units) for units in sizes),
+            self.buddy,
         )
 
     def slots(self, seen: Survey | None = None) -> Slots:
@@ -268,7 +301,7 @@ class PoolState:
         """Extremes of the last `seconds` (up to 64) of event time."""
         now = self._stream.time_ns // 1_000_000_000
         rows = self._stream._pools.marks[self.number]
-        recent = rows[(rows[:, 0] > now - min(seconds, MARK_SLOTS)) & (rows[:, 0] <= now)]
+        recent = rows[(rows[:, 0] > max(now - min(seconds, MARK_SLOTS), NO_SECOND)) & (rows[:, 0] <= now)]
         if len(recent) == 0:
             return Marks(self.used, self.free, self.largest_free)
         return Marks(int(recent[:, 1].max()), int(recent[:, 2].min()), int(recent[:, 3].min()))

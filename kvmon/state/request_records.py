@@ -92,7 +92,7 @@ def restated(
     if row < 0:
         row = new_row(requests, misc, request)
     else:
-        drop_table(row, status, misc, pools, detail, requests, nodes)
+        drop_table(row, np.int64(0), status, misc, pools, detail, requests, nodes)
     requests.state[row] = np.int64(words[at + _R_STATE]) - 1
     requests.class_id[row] = np.int64(words[at + _R_CLASS]) - 1
     requests.arrived[row] = wide(words, at + _R_AT)
@@ -152,7 +152,10 @@ def of_request(
         if misc[_NODES_LEFT] < count:
             return False
         misc[_NAMES_OWNERS] = 1
-        add_to_table(words, at + 3, count, first, row, pool, status, misc, pools, detail, requests, nodes, faults)
+        group = np.int64(words[at + 2]) - 1
+        add_to_table(
+            words, at + 3, count, first, row, pool, group, status, misc, pools, detail, requests, nodes, faults
+        )
     elif kind == _PROGRESS:
         requests.computed[row] = np.int64(words[at + 2]) - 1
         # what is said within a frame holds at its end: the closing STEP of this frame adds nothing to it
@@ -184,9 +187,9 @@ def of_request(
         requests.computed[row] = 0
         requests.decoding[row] = -1
         requests.reserved[row] = 0
-        drop_table(row, status, misc, pools, detail, requests, nodes)
+        drop_table(row, np.int64(0), status, misc, pools, detail, requests, nodes)
     elif kind == _FINISHED:
-        drop_table(row, status, misc, pools, detail, requests, nodes)
+        drop_table(row, np.int64(0), status, misc, pools, detail, requests, nodes)
         if requests.starved[row]:
             observe_wait(requests, misc[_TIME] - requests.starved[row])
         forget_request(requests, misc, row)
@@ -195,5 +198,6 @@ def of_request(
         new, new_n = np.int64(words[at + 4]), np.int64(words[at + 5]) - 1
         if new < old + old_n and old < new + new_n:
             note(faults, misc, np.int64(_OVERLAP), new, request, np.int64(-1))
-        drop_table(row, status, misc, pools, detail, requests, nodes)  # an ASSIGN names the new units
+        # An ASSIGN names the new units; what the request holds in other pools did not move.
+        drop_table(row, pool, status, misc, pools, detail, requests, nodes)
     return True

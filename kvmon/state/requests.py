@@ -20,6 +20,7 @@ __all__ = [
     "add_to_table",
     "computed_tokens",
     "drop_table",
+    "end_of_table",
     "find_row",
     "forget_request",
     "forget_unstated",
@@ -29,6 +30,7 @@ __all__ = [
     "place",
     "recount",
     "slots_of_table",
+    "units_of_group",
 ]
 
 _REFS = (1 << 24) - 1
@@ -138,6 +140,7 @@ def add_to_table(
     first: int,
     row: int,
     pool: int,
+    group: int,
     status: Array,
     misc: Ints,
     pools: Pools,
@@ -171,6 +174,7 @@ def add_to_table(
         nodes.unit[node] = i
         nodes.generation[node] = detail.generation[i]
         nodes.pool[node] = pool
+        nodes.group[node] = min(group, pools.groups[pool] - 1)
         nodes.next[node] = requests.head[row]
         requests.head[row] = node
         requests.units[row, pool] += 1
@@ -178,23 +182,34 @@ def add_to_table(
 
 @kernel
 def drop_table(
-    row: int, status: Array, misc: Ints, pools: Pools, detail: Detail, requests: Requests, nodes: Nodes
+    row: int, pool: int, status: Array, misc: Ints, pools: Pools, detail: Detail, requests: Requests, nodes: Nodes
 ) -> None:
-    """The request names no unit any more; units that nobody names are unowned until they are given back."""
-    node = int(requests.head[row])
+    """The request names no unit of `pool` any more, or of any pool (0); units that nobody names are unowned until they
+    are given back.
+    """
+    before, node = -1, int(requests.head[row])
     while node >= 0:
         following = int(nodes.next[node])
-        i = nodes.unit[node]
-        if nodes.generation[node] == detail.generation[i] and detail.owners[i] > 0:
-            detail.owners[i] -= np.uint16(1)
-            if detail.owners[i] == 0 and status[i] & _REFS:
-                pools.counts[nodes.pool[node], UNOWNED] += 1
-        nodes.next[node] = misc[_NODES_FREE]
-        misc[_NODES_FREE] = node
-        misc[_NODES_LEFT] += 1
+        if pool > 0 and nodes.pool[node] != pool:
+            before = node
+        else:
+            i = nodes.unit[node]
+            if nodes.generation[node] == detail.generation[i] and detail.owners[i] > 0:
+                detail.owners[i] -= np.uint16(1)
+                if detail.owners[i] == 0 and status[i] & _REFS:
+                    pools.counts[nodes.pool[node], UNOWNED] += 1
+            if before < 0:
+                requests.head[row] = following
+            else:
+                nodes.next[before] = following
+            nodes.next[node] = misc[_NODES_FREE]
+            misc[_NODES_FREE] = node
+            misc[_NODES_LEFT] += 1
         node = following
-    requests.head[row] = -1
-    requests.units[row, :] = 0
+    if pool > 0:
+        requests.units[row, pool] = 0
+    else:
+        requests.units[row, :] = 0
 
 
 @kernel
@@ -262,21 +277,53 @@ def forget_unstated(status: Array, misc: Ints, pools: Pools, detail: Detail, req
     """A sweep has closed: requests that it did not name, and that did not arrive since it began, ended in a gap."""
     for row in range(len(requests.id)):
         if requests.id[row] and requests.stated[row] < misc[_SWEEP]:
-            drop_table(row, status, misc, pools, detail, requests, nodes)
+            drop_table(row, np.int64(0), status, misc, pools, detail, requests, nodes)
             forget_request(requests, misc, row)
 
 
 @kernel
-def slots_of_table(requests: Any, row: Any, pool: Any, unit_tokens: Any, steps: Any) -> Any:
-    """(written, tail, reserved) slots of one request in one pool; see the vocabulary of the design.
+def units_of_group(row: Any, pool: Any, group: Any, detail: Any, requests: Any, nodes: Any) -> Any:
+    """Units that a request holds in a pool for one group of layers."""
+    units = 0
+    node = np.int64(requests.head[row])
+    while node >= 0:
+        if nodes.pool[node] == pool and nodes.group[node] == group:
+            units += int(nodes.generation[node] == detail.generation[nodes.unit[node]])
+        node = np.int64(nodes.next[node])
+    return units
 
-    Where a pool holds fewer units than the sequence has tokens (sliding window), the oldest tokens are not in it.
+
+@kernel
+def end_of_table(row: Any, pool: Any, pools: Any, detail: Any, requests: Any, nodes: Any) -> Any:
+    """Slots from the first token of a request to the end of what it holds in a pool.
+
+    Of a sliding window only the end of the table is there. Every group of layers is given slots for the same tokens, so
+    its end is that of the longest table: of another group of the pool, or of another pool that keeps every token.
     """
-    slots = np.int64(requests.units[row, pool]) * unit_tokens
-    computed = np.int64(computed_tokens(requests, row, steps))
-    if slots == 0:
-        return 0, 0, 0
+    longest = np.int64(0)
+    if pools.groups[pool] > 1:
+        for group in range(pools.groups[pool]):
+            longest = max(longest, units_of_group(row, pool, np.int64(group), detail, requests, nodes))
+        return longest * pools.unit_tokens[pool]
+    longest = np.int64(requests.units[row, pool]) * pools.unit_tokens[pool]
+    if pools.windowed[pool]:
+        for other in range(1, len(pools.windowed)):
+            if not pools.windowed[other] and pools.groups[other] == 1:
+                longest = max(longest, np.int64(requests.units[row, other]) * pools.unit_tokens[other])
+    return longest
+
+
+@kernel
+def slots_of_table(units: Any, end: Any, unit_tokens: Any, computed: Any) -> Any:
+    """(written, tail, reserved) slots of the `units` of one request in one group of a pool, the last of which ends
+    behind `end` slots of its sequence; see the vocabulary of the design.
+
+    The unit that holds the last of the `computed` tokens has a tail; those behind it are reserved. Where there are
+    fewer units than the sequence has tokens (sliding window), the oldest tokens are not in them.
+    """
+    slots = units * unit_tokens
     tail = -computed % unit_tokens
-    if computed + tail >= slots:
-        return slots - tail, tail, 0
-    return computed, tail, slots - computed - tail
+    reserved = min(max(end - computed - tail, 0), slots)
+    if reserved == slots:
+        return 0, 0, slots
+    return slots - tail - reserved, tail, reserved

@@ -1,10 +1,13 @@
-"""What the engine itself said of its memory and of its last step, beside what its events add up to."""
+"""What the engine itself said of its memory, of its last step, and of what a request holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Claims", "Step"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Claims", "Step", "Table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +40,13 @@ class Step:
     running: int
     waiting: int
     head_need: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The units of one request in one pool for one group of layers, in the order of the sequence, and their slots."""
+
+    units: npt.NDArray[np.int64]
+    written: int
+    tail: int
+    reserved: int

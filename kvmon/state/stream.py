@@ -22,14 +22,15 @@ from kvmon.state.frames import FrameTable, ScanEnd, scan, whole_records
 from kvmon.state.growth import extended, grown_nodes, grown_requests
 from kvmon.state.kernels import DONE, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
-from kvmon.state.requests import forget_unstated, recount
-from kvmon.state.said import Claims, Step
+from kvmon.state.requests import computed_tokens, end_of_table, forget_unstated, recount, slots_of_table
+from kvmon.state.said import Claims, Step, Table
 from kvmon.state.whole_pools import audit_slice, clear_pool
 
 __all__ = ["StreamState"]
 
 _FIRST_ROWS, _FIRST_NODES, _KEPT_FAULTS = 256, 4096, 1000
 _LARGEST_POOL = 1 << 27
+_MOST_GROUPS = 256
 
 
 class StreamState:
@@ -37,7 +38,7 @@ class StreamState:
 
     `detail=False` folds only the states of units (no owners, ages, requests, free runs): faster, for questions that
     need no more. `verify=True` also looks, at the end of each step, for tokens beyond units, and remembers every
-    fault.
+    fault. `converged_from` is the first frame at which the whole past was known, whatever was lost behind it.
     """
 
     def __init__(self, *, detail: bool = True, verify: bool = False) -> None:
@@ -51,6 +52,7 @@ class StreamState:
         self.missing_frames = 0
         self.damaged_frames = 0
         self.next_frame: int | None = None
+        self.converged_from: int | None = None
         self.device_samples: dict[int, Event] = {}
         self.verify = verify
         self._detailed = detail
@@ -129,8 +131,23 @@ class StreamState:
             recount(self._misc, self._detail, self._requests, self._nodes)
         return self._requests
 
-    def table(self, row: int, pool: int) -> npt.NDArray[np.int64]:
-        """Units of `pool` in the block table of the request in `row`, in the order of the sequence. Needs detail."""
+    def tables(self, row: int, pool: int) -> list[Table]:
+        """What the request in `row` holds in `pool`, one table for each group of layers. Needs detail."""
+        pools, requests, tokens = self._pools, self.requests, int(self._pools.unit_tokens[pool])
+        computed = int(computed_tokens(requests, row, self.steps))
+        longest = int(end_of_table(row, pool, pools, self._detail, requests, self._nodes))
+        found = []
+        for group in range(int(pools.groups[pool])):
+            units = self.table(row, pool, group)
+            end = longest if pools.windowed[pool] else len(units) * tokens
+            written, tail, reserved = (int(slots) for slots in slots_of_table(len(units), end, tokens, computed))
+            found.append(Table(units, written, tail, reserved))
+        return found
+
+    def table(self, row: int, pool: int, group: int = 0) -> npt.NDArray[np.int64]:
+        """Units of `pool` in the block table of the request in `row` for a group of layers, in the order of the
+        sequence. Needs detail.
+        """
         nodes, detail = self._nodes, self._detail
         if nodes is None or detail is None:
             raise RecordingError("block tables were not folded: this state holds units only")
@@ -138,7 +155,8 @@ class StreamState:
         node = int(self.requests.head[row])
         while node >= 0:
             unit = int(nodes.unit[node])
-            if nodes.pool[node] == pool and nodes.generation[node] == detail.generation[unit]:
+            here = nodes.pool[node] == pool and nodes.group[node] == group
+            if here and nodes.generation[node] == detail.generation[unit]:
                 units.append(unit - base)
             node = int(nodes.next[node])
         return np.array(units[::-1], np.int64)
@@ -269,8 +287,11 @@ class StreamState:
             self._note_here(FaultKind.UNKNOWN_POOL, number)
             return
         known = self.converged if self.pools else self._unbroken
+        first = not self.pools
         self._attach(number, info)
         self._misc[Misc.CONVERGED] = known and bool(info.get("fresh"))
+        if first and self.converged:
+            self.converged_from = 0
 
     def _attach(self, number: int, info: dict[str, Any]) -> None:
         pools, capacity = self._pools, int(info["capacity_units"])
@@ -286,6 +307,9 @@ class StreamState:
         pools.unit_tokens[number] = max(1, int(info.get("unit_tokens", 1)))
         pools.runs[number] = self._detailed and info.get("contiguity", "none") != "none"
         pools.windowed[number] = bool(info.get("window_tokens"))
+        pools.groups[number] = min(max(1, int(info.get("groups", 1))), _MOST_GROUPS)
+        if self._runs is not None:
+            self._runs.buddy[number] = info.get("placement") == "buddy"
         self._misc[Misc.POOLS] = max(int(self._misc[Misc.POOLS]), number)
         clear_pool(number, self._status, pools, self._detail, self._runs)
         self.pools[number] = PoolState(number, info, self)
@@ -356,6 +380,8 @@ class StreamState:
                 forget_unstated(self._status, self._misc, self._pools, self._detail, self._requests, self._nodes)
             self._sweeping, self._unbroken = False, True
             self._misc[Misc.CONVERGED] = 1
+            if self.converged_from is None:
+                self.converged_from = int(self._misc[Misc.FRAME])
 
     def _gap(self, event: Event, pool: int) -> None:
         self.lost_records += int(event.fields["lost"])

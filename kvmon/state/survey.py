@@ -13,7 +13,8 @@ import numpy as np
 
 from kvmon.events import RequestState
 from kvmon.jit import kernel
-from kvmon.state.requests import slots_of_table
+from kvmon.state.free_runs import buddy_order
+from kvmon.state.requests import computed_tokens, end_of_table, slots_of_table, units_of_group
 
 __all__ = ["ORDERS", "OWNERS", "Survey", "survey"]
 
@@ -31,7 +32,7 @@ _REFS, _CACHED = (1 << 24) - 1, 1 << 24
     _SEQUENCES,
     _SEQUENCE_RUNS,
     _LONGEST,
-    _LONGEST_AFTER,
+    _LARGEST_AFTER,
     _FREE,
     _OWNERS,
 ) = range(9)
@@ -49,12 +50,15 @@ class Survey:
     oldest_active_seconds: float | None
     runs_per_sequence: float | None
     longest_free_run: int
-    longest_run_after_eviction: int
+    largest_after_eviction: int
+    """The longest run, in a buddy pool the largest buddy block, if every evictable unit were free."""
     owners: dict[str, int]
     free: int
     free_runs: tuple[int, ...]
     placements: tuple[int, ...]
-    """For each size asked about, how many blocks of it fit into the free runs: sum(floor(run / s))."""
+    """For each size asked about, how many blocks of it fit into the free runs: sum(floor(run / s)), in a buddy pool
+    those at multiples of s.
+    """
 
     @property
     def active(self) -> int:
@@ -63,7 +67,8 @@ class Survey:
 
 
 @kernel
-def _close_run(length: Any, sizes: Any, out: Any) -> None:
+def _close_run(end: Any, length: Any, sizes: Any, buddy: Any, out: Any) -> None:
+    """Count the free run of `length` units before offset `end`."""
     if length == 0:
         return
     out[_LONGEST] = max(out[_LONGEST], length)
@@ -74,32 +79,52 @@ def _close_run(length: Any, sizes: Any, out: Any) -> None:
         order += 1
     out[_ORDERS_AT + order] += 1
     for k in range(len(sizes)):
-        out[_SIZES_AT + k] += length // sizes[k]
+        if buddy:
+            out[_SIZES_AT + k] += max(end // sizes[k] - (end - length + sizes[k] - 1) // sizes[k], 0)
+        else:
+            out[_SIZES_AT + k] += length // sizes[k]
+
+
+@kernel
+def _close_run_after_eviction(end: Any, length: Any, buddy: Any, out: Any) -> None:
+    if length > out[_LARGEST_AFTER]:
+        block = 1 << buddy_order(end - length, length) if buddy else length
+        out[_LARGEST_AFTER] = max(out[_LARGEST_AFTER], block)
 
 
 @kernel
 def _tables(pool: Any, steps: Any, pools: Any, detail: Any, requests: Any, nodes: Any, holder: Any, out: Any) -> None:
     """Walk the block tables: token slots, runs of each sequence, and the most active holder of each unit."""
-    base = pools.base[pool]
+    base, groups = pools.base[pool], pools.groups[pool]
     for row in range(len(requests.id)):
         if requests.id[row] == 0 or requests.units[row, pool] == 0:
             continue
-        _, tail, reserved = slots_of_table(requests, row, pool, pools.unit_tokens[pool], steps)
-        out[_TAIL] += tail
-        out[_RESERVED] += reserved
+        computed = computed_tokens(requests, row, steps)
+        end = end_of_table(row, pool, pools, detail, requests, nodes)
         state = requests.state[row]
         activity = 3 if state == _RUNNING else 2 if state == _WAITING else 1
-        before, runs = np.int64(-1), 0
-        node = np.int64(requests.head[row])
-        while node >= 0:
-            unit = nodes.unit[node]
-            if nodes.pool[node] == pool and nodes.generation[node] == detail.generation[unit]:
-                if before - unit != 1:
-                    runs += 1
-                before = unit
-                if holder[unit - base] < activity:
-                    holder[unit - base] = activity
-            node = np.int64(nodes.next[node])
+        runs = 0
+        for group in range(groups):
+            units = np.int64(requests.units[row, pool])
+            if groups > 1:
+                units = units_of_group(row, pool, np.int64(group), detail, requests, nodes)
+                if not pools.windowed[pool]:
+                    end = units * pools.unit_tokens[pool]
+            _, tail, reserved = slots_of_table(units, end, pools.unit_tokens[pool], computed)
+            out[_TAIL] += tail
+            out[_RESERVED] += reserved
+            before = np.int64(-1)
+            node = np.int64(requests.head[row])
+            while node >= 0:
+                unit = nodes.unit[node]
+                of_group = groups == 1 or nodes.group[node] == group
+                if of_group and nodes.pool[node] == pool and nodes.generation[node] == detail.generation[unit]:
+                    if before - unit != 1:
+                        runs += 1
+                    before = unit
+                    if holder[unit - base] < activity:
+                        holder[unit - base] = activity
+                node = np.int64(nodes.next[node])
         if runs:
             out[_SEQUENCES] += 1
             out[_SEQUENCE_RUNS] += runs
@@ -116,6 +141,7 @@ def _survey(
     requests: Any,
     nodes: Any,
     sizes: Any,
+    buddy: Any,
     holder: Any,
     out: Any,
 ) -> None:
@@ -129,12 +155,12 @@ def _survey(
             after += 1
             continue
         if free:
-            _close_run(free, sizes, out)
+            _close_run(u - 1, free, sizes, buddy, out)
             free = 0
         if word == _CACHED:
             after += 1
             continue
-        out[_LONGEST_AFTER] = max(out[_LONGEST_AFTER], after)
+        _close_run_after_eviction(u - 1, after, buddy, out)
         after = 0
         if word & _REFS:
             age = (now - np.int64(detail.since[base + u])) & 0xFFFFFFFF
@@ -150,8 +176,8 @@ def _survey(
                 out[_OWNERS + 3] += 1
             else:
                 out[_OWNERS + 4] += 1
-    _close_run(free, sizes, out)
-    out[_LONGEST_AFTER] = max(out[_LONGEST_AFTER], after)
+    _close_run(cap, free, sizes, buddy, out)
+    _close_run_after_eviction(cap, after, buddy, out)
 
 
 def survey(
@@ -164,12 +190,15 @@ def survey(
     requests: Any,
     nodes: Any,
     sizes: tuple[int, ...],
+    buddy: bool = False,
 ) -> Survey:
-    """Survey a pool of a stream folded with detail; `sizes` (units, each >= 1) are asked about in `placements`."""
+    """Survey a pool of a stream folded with detail; `sizes` (units, each >= 1, in a `buddy` pool powers of two) are
+    asked about in `placements`.
+    """
     holder = np.zeros(int(pools.capacity[pool]) + 2, np.uint8)
     out = np.zeros(_SIZES_AT + len(sizes), np.int64)
     wanted = np.array(sizes, np.int64)
-    _survey(pool, steps, time_ns // 1_000_000, status, pools, detail, requests, nodes, wanted, holder, out)
+    _survey(pool, steps, time_ns // 1_000_000, status, pools, detail, requests, nodes, wanted, buddy, holder, out)
     numbers: list[int] = out.tolist()
     owners = dict(zip(OWNERS, numbers[_OWNERS:_ORDERS_AT], strict=True))
     return Survey(
@@ -178,7 +207,7 @@ def survey(
         oldest_active_seconds=numbers[_OLDEST] / 1000 if any(owners.values()) else None,
         runs_per_sequence=numbers[_SEQUENCE_RUNS] / numbers[_SEQUENCES] if numbers[_SEQUENCES] else None,
         longest_free_run=numbers[_LONGEST],
-        longest_run_after_eviction=numbers[_LONGEST_AFTER],
+        largest_after_eviction=numbers[_LARGEST_AFTER],
         owners=owners,
         free=numbers[_FREE],
         free_runs=tuple(numbers[_ORDERS_AT:_SIZES_AT]),

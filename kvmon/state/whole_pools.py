@@ -92,5 +92,6 @@ def clear_pool(pool: Any, status: Any, pools: Any, detail: Any, runs: Any) -> An
     if runs is not None:
         runs.longest[pool] = 0
         runs.count[pool] = 0
+        runs.of_order[pool, :] = 0
         if pools.runs[pool]:
             add_run(runs, pool, base, 1, cap)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import kvmon
 from kvmon.allocators import run_pool
-from kvmon.jit import is_cached, kernel
+from kvmon.jit import inner, is_cached, kernel
 
 PACKAGE = Path(kvmon.__file__).parent
 
@@ -127,3 +128,18 @@ def test_a_kernel_that_allocates_does_not_compile() -> None:
 
     with pytest.raises(Exception, match="nopython"):
         allocates(3)
+
+
+def test_a_kernel_is_compiled_once_for_integers_of_any_width() -> None:
+    """int32 here and int64 there reach a called kernel as int64; the result is the same as without compiling."""
+
+    @inner
+    def doubled(n: int) -> int:
+        return n * 2
+
+    @kernel
+    def both(short: npt.NDArray[np.int32], wide: npt.NDArray[np.int64]) -> int:
+        return doubled(short[0]) + doubled(wide[0]) + doubled(1)
+
+    assert both(np.array([2**31 - 1], np.int32), np.array([5], np.int64)) == 2 * (2**31 - 1) + 10 + 2
+    assert len(doubled.signatures) == 1  # type: ignore[attr-defined]

@@ -54,10 +54,10 @@ def _largest(families: dict[str, CatalogFamily], view: PoolView) -> None:
 def _runs(families: dict[str, CatalogFamily], view: PoolView) -> None:
     pool, labels, budget, survey = view.pool, view.labels, view.rank.budget, view.survey
     free = survey.free
-    after = pool.free + pool.evictable if pool.contiguity == "none" else survey.longest_run_after_eviction
+    after = pool.free + pool.evictable if pool.contiguity == "none" else survey.largest_after_eviction
     families["largest_free_block_after_eviction_bytes"].add(labels, after * pool.unit_bytes, budget)
     families["external_fragmentation_ratio"].add(labels, external_fragmentation(survey.longest_free_run, free), budget)
     for (name, size), placements in zip(view.surveyed.sizes.items(), survey.placements, strict=True):
-        families["lost_ratio"].add((*labels, name), lost_share(placements, free, size), budget)
+        families["lost_ratio"].add((*labels, name), lost_share(placements, free, pool.granted(size)), budget)
     for order, count in zip(_ORDERS, survey.free_runs, strict=True):
         families["free_runs"].add((*labels, order), count, budget)

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import time
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvmon.allocators import Contiguity, ContiguousAllocator, ContiguousConfig, Reason, parse_reserve, run_pool
+from kvmon.allocators import Contiguity, ContiguousAllocator, ContiguousConfig, Reason, Refusal, parse_reserve, run_pool
+from kvmon.allocators.checks import check_run_pool
+from kvmon.allocators.config import PLACEMENTS
+from kvmon.allocators.journal import COMPACT, iterate
 from kvmon.errors import ConfigError, InvariantError
 from kvmon.jit import kernel
 from tests.naive.journal_fold import JournalFold
-from tests.naive.pools import PaperSlots
+from tests.naive.pools import PaperBuddies, PaperSlots
 
 
 class ContiguousModel(RuleBasedStateMachine):
-    """Random use of the allocator; owners and free runs equal the paper's after each call."""
+    """Random use of the allocator; owners and free runs equal the paper's after each call, whatever the placement."""
 
-    @initialize(capacity=st.integers(1, 40))
-    def start(self, capacity: int) -> None:
-        self.pool = ContiguousAllocator(ContiguousConfig(capacity), journal=True)
-        self.paper = PaperSlots(capacity)
+    @initialize(capacity=st.integers(1, 40), placement=st.sampled_from(PLACEMENTS))
+    def start(self, capacity: int, placement: str) -> None:
+        self.pool = ContiguousAllocator(ContiguousConfig(capacity, placement=placement), journal=True)
+        self.again = self.pool.clone()
+        self.buddy = placement == "buddy"
+        self.paper = PaperBuddies(capacity) if self.buddy else PaperSlots(capacity, placement)
+        self.untouched = self.paper.runs()
         self.fold = JournalFold(capacity)
         self.live: list[int] = []
         self.request = 0
+
+    def refused(self, refusal: Refusal, need: int, free: int, largest: int) -> None:
+        """The reason follows from the numbers, and the numbers are those from before the call."""
+        assert (refusal.need_units, refusal.free_units, refusal.largest_units) == (need, free, largest)
+        assert refusal.contiguity is Contiguity.REQUIRED
+        assert (refusal.reason is Reason.NO_CONTIGUOUS_RUN) == (free >= need > largest)
+        assert (refusal.reason is Reason.NEVER_FITS) == (need > self.pool.capacity_units)
+        assert (refusal.reason is Reason.EXHAUSTED) == (free < need <= self.pool.capacity_units)
 
     @rule(n=st.integers(1, 12))
     def place(self, n: int) -> None:
@@ -34,42 +49,83 @@ class ContiguousModel(RuleBasedStateMachine):
         self.fold.arrive(self.request, 0, 0, n, 1, 0)
         free, largest = self.pool.free_units, self.pool.largest_free_units
         refusal = self.pool.allocate(self.request, n)
+        assert self.again.allocate(self.request, n) == refusal
         assert (self.paper.place(self.request, n) is None) == (refusal is not None)
         if refusal is None:
             self.live.append(self.request)
-            return
-        assert (refusal.need_units, refusal.free_units, refusal.largest_units) == (n, free, largest)
-        assert refusal.contiguity is Contiguity.REQUIRED
-        assert (refusal.reason is Reason.NO_CONTIGUOUS_RUN) == (free >= n)
+        else:
+            self.refused(refusal, self.paper.needs(n), free, largest)
 
     @rule(pick=st.integers(0, 99), n=st.integers(1, 6))
     def extend(self, pick: int, n: int) -> None:
-        if self.live:
-            request = self.live[pick % len(self.live)]
-            assert (self.pool.extend(request, n) is None) == self.paper.extend(request, n)
+        if not self.live:
+            return
+        request = self.live[pick % len(self.live)]
+        free, largest = self.pool.free_units, self.pool.largest_free_units
+        refusal = self.pool.extend(request, n)
+        assert self.again.extend(request, n) == refusal
+        asked = (self.paper.asked[request] if self.buddy else len(self.paper.block(request))) + n
+        assert self.paper.extend(request, n) == (refusal is None)
+        if refusal is not None:
+            self.refused(refusal, self.paper.needs(asked), free, largest)
 
     @rule(pick=st.integers(0, 99))
     def release(self, pick: int) -> None:
         if self.live:
             request = self.live.pop(pick % len(self.live))
-            self.pool.release(request)
-            self.paper.release(request)
+            for each in (self.pool, self.again, self.paper):
+                each.release(request)
+
+    @rule()
+    def compact(self) -> None:
+        if self.buddy:
+            with pytest.raises(ConfigError, match="buddy blocks"):
+                self.pool.compact()
+            return
+        moved = self.paper.compact()
+        assert self.pool.compact() == self.again.compact() == moved
+        if moved:
+            words = self.pool.drain().tolist()
+            assert self.again.drain().tolist() == words
+            assert words[-3:] == [COMPACT, moved, moved]
+            self.fold.feed(words[:-3])
+
+    @rule()
+    def release_everything(self) -> None:
+        while self.live:
+            self.release(0)
+        assert self.pool.free_runs().tolist() == [list(run) for run in self.untouched]
 
     @invariant()
     def same(self) -> None:
         if not hasattr(self, "pool"):
             return
         self.pool.check()
-        assert [tuple(run) for run in self.pool.free_runs().tolist()] == self.paper.runs()
-        assert self.pool.largest_free_units == max([length for _, length in self.paper.runs()], default=0)
+        runs = self.paper.runs()
+        assert [tuple(run) for run in self.pool.free_runs().tolist()] == runs
+        owners = self.paper.owners()
+        assert self.pool.free_units == self.pool.capacity_units - len(owners)
+        assert self.pool.largest_free_units == max([length for _, length in runs], default=0)
+        assert self.pool.largest_free_units <= longest_run(self.pool.capacity_units, owners)
         for request in self.live:
             assert self.pool.units_of(request).tolist() == self.paper.block(request)
-        self.fold.feed(self.pool.drain().tolist())
-        assert self.fold.owner == {slot: owner for slot, owner in enumerate(self.paper.owner) if owner}
+        journal = self.pool.drain()
+        assert (self.again.drain() == journal).all()
+        self.fold.feed(journal.tolist())
+        assert self.fold.owner == owners
+
+
+def longest_run(capacity: int, owners: dict[int, int]) -> int:
+    """L: the longest stretch of slots that nobody owns."""
+    most = length = 0
+    for slot in range(1, capacity + 1):
+        length = 0 if slot in owners else length + 1
+        most = max(most, length)
+    return most
 
 
 TestContiguousModel = ContiguousModel.TestCase
-TestContiguousModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestContiguousModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_the_lesson() -> None:
@@ -128,10 +184,41 @@ def test_check_names_what_is_wrong() -> None:
         pool.check()
 
 
+def test_best_fit_keeps_the_long_run_whole() -> None:
+    """Of the runs that are long enough the shortest is taken; first fit takes the lowest."""
+    for placement, start in (("first-fit", 1), ("best-fit", 12)):
+        pool = ContiguousAllocator(ContiguousConfig(20, placement=placement))
+        for request, units in ((1, 8), (2, 3), (3, 4), (4, 5)):
+            pool.allocate(request, units)
+        pool.release(1)
+        pool.release(3)
+        pool.allocate(5, 4)
+        assert pool.block_of(5) == (start, 4)
+
+
+def test_compaction_makes_one_run_of_the_free_ones() -> None:
+    """The lesson again: after sliding the four blocks together 16 units fit; what moved and was copied is written."""
+    pool = ContiguousAllocator(ContiguousConfig(64, 2, compaction=True), journal=True)
+    for request in range(1, 9):
+        pool.allocate(request, 8)
+    for request in range(2, 9, 2):
+        pool.release(request)
+    pool.drain()
+    assert pool.compact({3: 10, 5: 16}) == 24
+    assert pool.free_runs().tolist() == [[33, 32]]
+    assert [pool.block_of(request) for request in (1, 3, 5, 7)] == [(1, 8), (9, 8), (17, 8), (25, 8)]
+    assert iterate(pool.drain())[-1] == (COMPACT, [24, 10 + 16 + 16])
+    assert pool.compact() == 0 and len(pool.drain()) == 0
+    assert pool.allocate(9, 16) is None
+    pool.check()
+
+
 def test_reserve_policies_by_name() -> None:
-    """`max` and `chunk:N` are read; anything else is named in one line."""
-    assert parse_reserve("max") is None
-    assert parse_reserve("chunk:64") == 64
+    """`max`, `pow2`, `oracle` and `chunk:N` are read; anything else is named in one line."""
+    assert parse_reserve("max") == ("max", None)
+    assert parse_reserve("pow2") == ("pow2", None)
+    assert parse_reserve("oracle") == ("oracle", None)
+    assert parse_reserve("chunk:64") == ("chunk", 64)
     for text in ("chunk", "chunk:", "chunk:0", "chunk:-1", "chunk:x", "all", ""):
         with pytest.raises(ConfigError, match="no reservation policy"):
             parse_reserve(text)
@@ -141,6 +228,45 @@ def test_a_chunk_larger_than_the_pool_is_refused() -> None:
     """A reservation step that could never be placed is a configuration error."""
     with pytest.raises(ConfigError, match="larger than the pool"):
         ContiguousConfig(10, 1, 11)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_many_small_blocks_make_the_lists_grow(placement: str) -> None:
+    """Thousands of blocks and the gaps between them fit, and everything merges back to where it began."""
+    pool = ContiguousAllocator(ContiguousConfig(2_500, placement=placement))
+    begin = pool.free_runs().tolist()
+    order = np.random.default_rng(2).permutation(2_500) + 1
+    for request in range(1, 2_501):
+        assert pool.allocate(request, 1) is None
+    for request in order[:1_250].tolist():
+        pool.release(request)
+    pool.check()
+    assert len(pool.free_runs()) > 500
+    for request in order[1_250:].tolist():
+        pool.release(request)
+    pool.check()
+    assert pool.free_runs().tolist() == begin
+
+
+@pytest.mark.parametrize("policy", [run_pool.FIRST_FIT, run_pool.BEST_FIT, run_pool.BUDDY])
+@given(capacity=st.integers(1, 300), most=st.integers(1, 9), seed=st.integers(0, 1 << 32))
+@settings(max_examples=60, deadline=None)
+def test_room_is_enough_for_the_most_blocks(policy: int, capacity: int, most: int, seed: int) -> None:
+    """However `most` blocks lie, the list of free runs never outgrows its arrays."""
+    random = Random(seed)
+    pool = run_pool.new_run_pool(capacity, most, policy)
+    held: list[tuple[int, int]] = []
+    for _ in range(100):
+        if len(held) == most or (held and random.random() < 0.4):
+            run_pool.give_block(pool, *held.pop(random.randrange(len(held))))
+        else:
+            n = random.choice((1, 1, 1, random.randint(1, capacity)))
+            at = run_pool.find_run(pool, n)
+            if at < pool.tally[run_pool.RUNS]:
+                granted = run_pool.granted_units(pool, n)
+                held.append((run_pool.take_block(pool, at, n), granted))
+        assert pool.tally[run_pool.RUNS] <= len(pool.starts)
+        check_run_pool(pool)
 
 
 @kernel

@@ -19,18 +19,26 @@ NAMES = [11, 12, 13, 14, 15]
 class PagedModel(RuleBasedStateMachine):
     """Random use of the allocator; queue, references, contents and tables equal the paper's after each call."""
 
-    @initialize(capacity=st.integers(1, 12))
-    def start(self, capacity: int) -> None:
-        self.pool = PagedAllocator(PagedConfig(capacity, 4), journal=True)
-        self.paper = PaperPages(capacity)
-        self.fold = JournalFold(capacity)
+    @initialize(
+        capacity=st.integers(1, 12),
+        evict=st.sampled_from(["lru", "lfu", "fifo"]),
+        pin_after=st.integers(0, 2),
+        pin_most=st.integers(1, 12),
+    )
+    def start(self, capacity: int, evict: str, pin_after: int, pin_most: int) -> None:
+        pin_most = min(pin_most, capacity) if pin_after else 0
+        share = (pin_most + 0.5) / capacity if pin_most < capacity else pin_most / capacity
+        config = PagedConfig(capacity, 4, evict=evict, pin_after_hits=pin_after, pin_share=share if pin_after else 0.0)
+        self.pool = PagedAllocator(config, journal=True)
+        self.paper = PaperPages(capacity, evict, pin_after, pin_most)
+        self.fold = JournalFold(capacity, evict=evict, pins=(pin_after, pin_most))
         self.names: dict[int, list[int]] = {}
         self.request = 0
 
     @rule(n=st.integers(1, 6), hit=st.booleans())
     def admit(self, n: int, hit: bool) -> None:
         self.request += 1
-        self.fold.arrive(self.request, 0, 0, n, 1, 0)
+        self.fold.arrive(self.request, 0, 0, n, 1, 0)  # never admitted: without a scheduler nobody says so
         self.names[self.request] = [*NAMES[:n], 100 + self.request][:n]
         hits = self.pool.lookup(self.names[self.request][: n - 1]) if hit else np.zeros(0, np.int32)
         if hit:
@@ -96,7 +104,10 @@ class PagedModel(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         self.pool.check()
-        assert self.pool.free_order().tolist() == self.paper.queue
+        assert self.pool.free_order().tolist() == self.paper.order()
+        idle = [page for page in self.paper.pinned if self.paper.references[page] == 0]
+        assert self.pool.pinned_units == len(idle)
+        assert self.pool.free_units + self.pool.evictable_units == len(self.paper.order())
         assert self.pool.references()[1:].tolist() == list(self.paper.references.values())
         assert {u: n for u, n in enumerate(self.pool.contents().tolist()) if n} == self.paper.content
         assert self.pool.evictions == self.paper.evictions
@@ -114,10 +125,11 @@ class PagedModel(RuleBasedStateMachine):
         assert list(self.fold.references.values()) == list(self.paper.references.values())
         assert self.fold.cached == set(self.paper.content)
         assert self.fold.queue == self.paper.queue
+        assert self.fold.unused == set(self.paper.unused) and self.fold.pinned == self.paper.pinned
 
 
 TestPagedModel = PagedModel.TestCase
-TestPagedModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPagedModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_never_used_pages_come_first_and_tails_go_first() -> None:

@@ -2,181 +2,131 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmon.allocators import AllocatorConfig, ContiguousConfig, PagedConfig, page_pool
-from kvmon.serving import Scheduler, SchedulerConfig
+from kvmon.serving import SchedulerConfig
 from kvmon.serving import state as at
-from tests.naive.journal_fold import JournalFold
+from kvmon.serving.faults import Faults
+from tests.unit.serving.option_sets import STEP_NS, contiguous_pools, option_sets, paged_pools
+from tests.unit.serving.watching import Arrival, pressing, watch
 
-HASH_TOKENS = 8
+Options = tuple[AllocatorConfig, SchedulerConfig, Faults]
 
-paged = st.builds(
-    PagedConfig,
-    capacity_units=st.integers(2, 40),
-    unit_tokens=st.sampled_from([1, 2, 4, 8, 16]),
-    prefix_cache=st.booleans(),
+requests = st.builds(
+    Arrival,
+    delay=st.integers(0, 6),
+    prompt=st.integers(1, 70),
+    limit=st.integers(1, 30),
+    intended=st.integers(0, 40),
+    family=st.integers(0, 2),
+    class_id=st.integers(0, 3),
 )
-contiguous = st.integers(8, 120).flatmap(
-    lambda units: st.builds(
-        ContiguousConfig,
-        capacity_units=st.just(units),
-        unit_tokens=st.sampled_from([1, 4]),
-        chunk_tokens=st.sampled_from([None, 1, 4, 7]),
-    )
-)
-schedulers = st.builds(
-    SchedulerConfig,
-    token_budget=st.sampled_from([3, 8, 32, 200]),
-    max_sequences=st.integers(1, 6),
-    chunked_prefill=st.booleans(),
-    watermark=st.sampled_from([0.0, 0.2]),
-    admit_by=st.sampled_from(["prompt", "chunk"]),
-    on_no_fit=st.sampled_from(["wait", "wait", "refuse"]),
-    on_growth_failure=st.sampled_from(["preempt", "preempt", "wait", "abort"]),
-    max_model_len=st.sampled_from([None, None, 60]),
-)
-requests = st.tuples(
-    st.integers(0, 6),  # steps to wait before it arrives
-    st.integers(1, 70),  # prompt
-    st.integers(1, 30),  # limit
-    st.integers(0, 40),  # intended output, 0: stopped from outside
-    st.integers(0, 2),  # which shared prefix
-)
-Arrivals = list[tuple[int, int, int, int, int]]
-
-
-def identities(prompt: int, family: int, request: int) -> list[int]:
-    """Chained identities: two families share their first 24 tokens, family 0 shares nothing."""
-    steps = -(-prompt // HASH_TOKENS)
-    return [family * 1000 + i + 1 if family and i < 3 else 10_000 * request + i + 1 for i in range(steps)]
-
-
-def compare(fold: JournalFold, scheduler: Scheduler) -> None:
-    """Everything that both sides know is equal."""
-    state = scheduler.state
-    if isinstance(scheduler.allocator, PagedConfig):
-        references = state.pages.node[1:, page_pool.REF].tolist()
-        assert list(fold.references.values()) == references
-        assert fold.cached == {unit for unit, name in enumerate(state.pages.content.tolist()) if name}
-        order, page = [], int(state.pages.node[0, page_pool.NEXT])
-        while page:
-            order.append(page)
-            page = int(state.pages.node[page, page_pool.NEXT])
-        assert fold.queue == order
-        assert fold.evicted == state.pages.tally[page_pool.EVICTIONS]
-    running = scheduler.running.tolist()
-    assert {number for number, seen in fold.requests.items() if seen.running} == set(running)
-    for request in running:
-        seen = fold.requests[request]
-        seat = int(state.live[request, at.SEAT])
-        assert seen.computed == state.live[request, at.COMPUTED]
-        if isinstance(scheduler.allocator, PagedConfig):
-            table = state.table[seat, : state.held[seat, at.PAGES]].tolist()
-        else:
-            start, units = state.held[seat, at.START], state.held[seat, at.UNITS]
-            table = list(range(start, start + units))
-            assert seen.reserved == units * scheduler.allocator.unit_tokens
-        assert seen.table == table
-    if not isinstance(scheduler.allocator, PagedConfig):
-        assert len(fold.owner) == sum(len(fold.requests[request].table) for request in running)
-
-
-def run(allocator: AllocatorConfig, config: SchedulerConfig, arrivals: Arrivals, chaos: list[int]) -> Scheduler:
-    """Drive a scheduler to the end, comparing after each step; `chaos` aborts, stops and resets on the way."""
-    scheduler = Scheduler(allocator, config, hash_tokens=HASH_TOKENS, journal=True)
-    fold = JournalFold(allocator.capacity_units)
-    pending = list(enumerate(arrivals, start=1))
-    delay = pending[0][1][0] if pending else 0
-    step = 0
-    while pending or scheduler.has_work:
-        while pending and (delay <= 0 or not scheduler.has_work):
-            number, (_, prompt, limit, intended, family) = pending.pop(0)
-            names = identities(prompt, family, number)
-            assert scheduler.add(prompt, limit, intended_output=intended, identities=names) == number
-            delay = pending[0][1][0] if pending else 0
-        delay -= 1
-        dice = chaos[step % len(chaos)]
-        if dice == 1 and isinstance(allocator, PagedConfig):
-            scheduler.reset_prefix_cache()
-        if dice == 2:
-            scheduler.abort(1 + step % len(fold.requests) if fold.requests else 1)
-        plan = scheduler.schedule()
-        scheduler.check()
-        assert plan.tokens.sum() <= config.token_budget or not config.chunked_prefill
-        if scheduler.stuck:
-            assert config.on_growth_failure == "wait"
-            scheduler.commit(step, 1)
-            fold.feed(scheduler.drain().tolist())
-            compare(fold, scheduler)
-            scheduler.abort(int(scheduler.running[0]))
-        else:
-            stopped = plan.samples & (plan.requests % 7 == dice) if dice > 2 else None
-            scheduler.commit(step, 1, stopped)
-        scheduler.check()
-        fold.feed(scheduler.drain().tolist())
-        compare(fold, scheduler)
-        step += 1
-        assert step < 20_000, "the scheduler does not come to an end"
-    assert all(seen.ended for seen in fold.requests.values())
-    assert not fold.owner and not any(fold.references.values())
-    return scheduler
-
-
+arrivals = st.lists(requests, min_size=1, max_size=12)
+# 1: the prefix cache is reset, 2: a request is aborted, 3 and 4: some requests stop
 chaos = st.lists(st.sampled_from([0] * 20 + [1, 2, 3, 4]), min_size=1, max_size=12)
 
 
-@settings(max_examples=120)
-@given(paged, schedulers, st.lists(requests, min_size=1, max_size=12), chaos)
-def test_paged_journal_is_the_truth(
-    allocator: PagedConfig, config: SchedulerConfig, arrivals: Arrivals, chaos: list[int]
-) -> None:
-    """References, contents, queue order, block tables and computed tokens follow from the journal (paged)."""
-    run(allocator, config, arrivals, chaos)
+@settings(max_examples=150)
+@given(option_sets(paged_pools()), arrivals, chaos)
+def test_paged_journal_is_the_truth(options: Options, arrivals: list[Arrival], chaos: list[int]) -> None:
+    """References, contents, marks, order of eviction, tables and computed tokens follow from the journal (paged)."""
+    allocator, config, faults = options
+    watch(allocator, config, arrivals, chaos, faults)
 
 
-@settings(max_examples=120)
-@given(contiguous, schedulers, st.lists(requests, min_size=1, max_size=12), chaos)
-def test_contiguous_journal_is_the_truth(
-    allocator: ContiguousConfig, config: SchedulerConfig, arrivals: Arrivals, chaos: list[int]
-) -> None:
-    """Owners of units, blocks, reservations and computed tokens follow from the journal (contiguous, every policy)."""
-    run(allocator, config, arrivals, chaos)
+@settings(max_examples=150)
+@given(option_sets(contiguous_pools()), arrivals, chaos)
+def test_contiguous_journal_is_the_truth(options: Options, arrivals: list[Arrival], chaos: list[int]) -> None:
+    """Owners of units, blocks, regions, reservations and computed tokens follow from the journal (contiguous)."""
+    allocator, config, faults = options
+    watch(allocator, config, arrivals, chaos, faults)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_paged_journal_is_the_truth_under_pressure(seed: int) -> None:
-    """The same with many requests in a pool that is too small for them: hits, evictions and preemptions all happen."""
-    random = np.random.default_rng(seed)
-    arrivals = [
-        (
-            int(random.integers(0, 3)),
-            int(random.integers(20, 70)),
-            40,
-            int(random.integers(5, 40)),
-            int(random.integers(0, 3)),
-        )
-        for _ in range(60)
-    ]
-    config = SchedulerConfig(token_budget=48, max_sequences=8, admit_by=["prompt", "chunk"][seed % 2])
-    state = run(PagedConfig(30, [4, 8][seed // 3]), config, arrivals, [0]).state
-    assert state.tally[at.HIT_TOKENS] > 0
-    assert state.tally[at.PREEMPTIONS] > 0
-    assert state.pages.tally[page_pool.EVICTIONS] > 0
+@settings(max_examples=60)
+@given(st.one_of(option_sets(paged_pools()), option_sets(contiguous_pools())), st.integers(0, 10**6), chaos)
+def test_journal_is_the_truth_under_pressure(options: Options, seed: int, chaos: list[int]) -> None:
+    """The same with every option and many requests that fit one by one and not together."""
+    allocator, config, faults = options
+    watch(allocator, config, pressing(allocator, seed, 20), chaos, faults)
 
 
-@pytest.mark.parametrize("chunk", [None, 3, 16])
-@pytest.mark.parametrize("growth", ["preempt", "wait", "abort"])
-def test_contiguous_journal_is_the_truth_under_pressure(chunk: int | None, growth: str) -> None:
-    """The same for blocks that grow and move in a pool that is too small for them."""
-    random = np.random.default_rng(3)
-    arrivals = [
-        (int(random.integers(0, 4)), int(random.integers(1, 60)), 40, int(random.integers(5, 40)), 0) for _ in range(60)
-    ]
-    config = SchedulerConfig(token_budget=48, max_sequences=8, on_growth_failure=growth)
-    tally = run(ContiguousConfig(200, 1, chunk), config, arrivals, [0]).state.tally
-    assert chunk is None or tally[at.RELOCATIONS] > 0
-    assert (tally[at.PREEMPTIONS] > 0) == (chunk is not None and growth == "preempt")
+CACHE = PagedConfig(30, 4)
+CHUNKS = ContiguousConfig(60, 2, 6)
+SMALL = SchedulerConfig(token_budget=48, max_sequences=8)
+#: What is chosen, and what must have happened in a run under pressure, so that the comparison was about it.
+PRESSED = {
+    "lru": (CACHE, SMALL, None, [at.PREEMPTIONS, at.HIT_TOKENS, at.AGAIN_HIT_TOKENS]),
+    "lfu": (replace(CACHE, evict="lfu"), SMALL, None, [at.PREEMPTIONS, at.HIT_TOKENS]),
+    "fifo": (replace(CACHE, evict="fifo"), SMALL, None, [at.PREEMPTIONS, at.HIT_TOKENS]),
+    "idle": (replace(CACHE, reclaim="idle"), SMALL, None, [at.PREEMPTIONS, at.REASONS + 3]),
+    "pins": (replace(CACHE, pin_after_hits=1, pin_share=0.7), SMALL, None, [at.HIT_TOKENS, at.REASONS + 4]),
+    "quotas": (replace(CACHE, quotas=((1, 0.4), (2, 0.4))), SMALL, None, [at.REASONS + 7, at.REASONS + 16 + 7]),
+    "window": (PagedConfig(30, 4, prefix_cache=False, window_tokens=9), SMALL, None, [at.PREEMPTIONS]),
+    "own window": (
+        PagedConfig(30, 4, prefix_cache=False, window_tokens=9, window_pool_units=9),
+        SMALL,
+        None,
+        [at.PREEMPTIONS, at.REASONS + 6],
+    ),
+    "chunk": (CACHE, replace(SMALL, admit_by="chunk"), None, [at.PREEMPTIONS]),
+    "full": (CACHE, replace(SMALL, admit_by="full"), None, [at.REASONS + 8]),
+    "priorities": (CACHE, replace(SMALL, priorities=((1, -1), (2, 1))), None, [at.PREEMPTIONS]),
+    "wait": (CACHE, replace(SMALL, on_growth_failure="wait"), None, [at.REASONS + 16 + 1]),
+    "abort": (CACHE, replace(SMALL, on_growth_failure="abort"), None, [at.ERRORS]),
+    "swap": (
+        CACHE,
+        replace(SMALL, preemption="swap", host_tokens=60),
+        None,
+        [at.SWAPPED_IN_TOKENS, at.SWAPS_REFUSED],
+    ),
+    "drafts": (
+        CACHE,
+        replace(SMALL, lookahead_tokens=3, acceptance=0.6),
+        None,
+        [at.ACCEPTED_TOKENS, at.PREEMPTIONS],
+    ),
+    "transfers": (
+        CACHE,
+        replace(SMALL, transfer_share=0.7, transfer_ns=5 * STEP_NS),
+        None,
+        [at.TRANSFERS_BEGUN, at.PREEMPTIONS],
+    ),
+    "leaks": (CACHE, SMALL, Faults(leak_share=0.2, claims_every_ns=1), [at.LEAKED_UNITS, at.PREEMPTIONS]),
+    "double frees": (CACHE, SMALL, Faults(double_free_share=0.5, claims_every_ns=1), [at.TWICE_FREED]),
+    "relocation": (CHUNKS, SMALL, None, [at.RELOCATIONS, at.PREEMPTIONS, at.REASONS + 2]),
+    "best fit": (replace(CHUNKS, placement="best-fit"), SMALL, None, [at.RELOCATIONS, at.REASONS + 2]),
+    "buddy": (replace(CHUNKS, placement="buddy"), SMALL, None, [at.RELOCATIONS, at.PREEMPTIONS]),
+    "compaction": (replace(CHUNKS, compaction=True), SMALL, None, [at.COMPACTIONS, at.COMPACTED_TOKENS]),
+    "retained": (ContiguousConfig(120, 2, 6, retained_prefixes=2), SMALL, None, [at.HIT_TOKENS, at.COPIED_TOKENS]),
+    "max": (ContiguousConfig(60, 2), SMALL, None, [at.REASONS + 1]),
+    "pow2": (ContiguousConfig(60, 2, reserve="pow2"), SMALL, None, [at.REASONS + 1]),
+    "oracle": (ContiguousConfig(60, 2, reserve="oracle"), SMALL, None, [at.REASONS + 1]),
+    "contiguous swap": (
+        CHUNKS,
+        replace(SMALL, preemption="swap", host_tokens=60),
+        None,
+        [at.SWAPPED_IN_TOKENS, at.SWAPS_REFUSED],
+    ),
+    "contiguous quotas": (replace(CHUNKS, quotas=((1, 0.4), (2, 0.4))), SMALL, None, [at.REASONS + 7]),
+}
+
+
+@pytest.mark.parametrize("name", PRESSED)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_each_option_under_pressure(name: str, seed: int) -> None:
+    """Each option alone in a pool that is too small: all of the above holds, and the option has shown itself."""
+    allocator, config, faults, happened = PRESSED[name]
+    watched = watch(allocator, config, pressing(allocator, seed, 60), None, faults)
+    tally = watched.state.tally
+    assert all(tally[column] > 0 for column in happened), [int(tally[column]) for column in happened]
+    if name in ("lru", "lfu", "fifo", "idle", "pins"):
+        assert watched.state.pages.tally[page_pool.EVICTIONS_DONE] > 0
+    if name in ("wait", "abort"):
+        assert tally[at.PREEMPTIONS] == 0
+    if name == "pins":
+        assert watched.state.pages.tally[page_pool.PINNED_PAGES] == watched.state.pages.tally[page_pool.PIN_CAP]

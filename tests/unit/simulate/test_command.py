@@ -70,7 +70,29 @@ def test_a_size_in_bytes_needs_the_model(trace: str, capsys: pytest.CaptureFixtu
         (["--capacity-tokens", "800", "--allocator", "first-fit", "--reserve", "chunk:900"], 2, "larger than the pool"),
         (["--capacity-tokens", "800", "--allocator", "first-fit", "--reserve", "half"], 2, "no reservation policy"),
         (["--capacity-tokens", "800", "--allocator", "first-fit", "--prefix-cache"], 2, "belongs to paged"),
-        (["--capacity-tokens", "800", "--reserve", "max"], 2, "belongs to first-fit"),
+        (["--capacity-tokens", "800", "--reserve", "max"], 2, "belongs to contiguous blocks"),
+        (["--capacity-tokens", "800", "--allocator", "buddy", "--compaction"], 2, "cannot be slid"),
+        (["--capacity-tokens", "800", "--allocator", "best-fit", "--evict", "lru"], 2, "--evict belongs to paged"),
+        (["--capacity-tokens", "800", "--evict", "random"], 2, "choose lru, lfu or fifo"),
+        (["--capacity-tokens", "800", "--pin-after", "2"], 2, "pins need both"),
+        (["--capacity-tokens", "800", "--pin-after", "2", "--pin-share", "150%"], 2, "no share of the pool"),
+        (["--capacity-tokens", "800", "--quota", "2=120%"], 2, "at most 1 (100 %)"),
+        (["--capacity-tokens", "800", "--quota", "2=0"], 2, "more than 0"),
+        (["--capacity-tokens", "800", "--quota", "2=nan"], 2, "more than 0"),
+        (["--capacity-tokens", "800", "--quota", "2=a lot"], 2, "write 40% or 0.4"),
+        (["--capacity-tokens", "800", "--quota", "2"], 2, "CLASS=VALUE"),
+        (["--capacity-tokens", "800", "--quota", "2=40%", "--quota", "2=50%"], 2, "two quotas"),
+        (["--capacity-tokens", "800", "--priority", "2=high"], 2, "no whole number"),
+        (["--capacity-tokens", "800", "--window-tokens", "64", "--prefix-cache"], 2, "switch the prefix cache off"),
+        (["--capacity-tokens", "800", "--window-pool-tokens", "64"], 2, "needs a window"),
+        (["--capacity-tokens", "800", "--host-tokens", "-5"], 2, "host tier"),
+        (["--capacity-tokens", "800", "--acceptance", "0.5"], 2, "without draft tokens"),
+        (["--capacity-tokens", "800", "--transfer-share", "0.5"], 2, "transfers need both"),
+        (["--capacity-tokens", "800", "--transfer-seconds", "nan"], 2, "choose more than 0"),
+        (["--capacity-tokens", "800", "--admit-by", "luck"], 2, "unknown"),
+        (["--capacity-tokens", "800", "--step-time", "nowhere.json"], 3, "nowhere.json"),
+        (["--capacity-tokens", "800", "--scenario", "leak"], 2, "one thing to do"),
+        (["--capacity-tokens", "800", "--seed", "3"], 2, "goes with --scenario"),
         (["--capacity-tokens", "800", "--force"], 2, "goes with --out"),
         (
             ["--capacity-tokens", "500000000", "--block-size", "1", "--out", "nowhere.kvmon"],
@@ -100,3 +122,121 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for path in (tmp_path / "absent.csv", tmp_path):
         assert run(["simulate", str(path), "--capacity-tokens", "800"]) == 3
         assert str(path) in capsys.readouterr().err
+
+
+def test_one_thing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a trace, a scenario or --list there is nothing to run; a scenario takes no engine."""
+    assert run(["simulate"]) == 2
+    assert "a TRACE, --scenario NAME, or --list" in capsys.readouterr().err
+    for arguments in (["--evict", "lfu"], ["--capacity-tokens", "5"], ["--limit", "3"], ["--format", "csv"]):
+        assert run(["simulate", "--scenario", "leak", *arguments]) == 2
+        assert f"{arguments[0]} does not go here" in capsys.readouterr().err
+    assert run(["simulate", "--scenario", "leak", "--seed", "-1"]) == 2
+    assert "choose 0 or more" in capsys.readouterr().err
+
+
+def test_an_unknown_scenario_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The nearest names, exit code 2, nothing else."""
+    assert run(["simulate", "--scenario", "preemtion-storm"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and "did you mean preemption-storm" in captured.err
+
+
+def test_the_catalogue_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """--list names every scenario; --json has what a script needs."""
+    assert run(["simulate", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert "NAME-healthy" in text
+    assert run(["simulate", "--list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["scenarios"]
+    assert len(rows) >= 30
+    for row in rows:
+        assert row["name"] in text and row["verdict"] and row["traffic"] and row["avoids"]
+        assert row["healthy"]["name"] == f"{row['name']}-healthy" and row["healthy"]["verdicts"]
+
+
+def test_figure_2_is_printed_as_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """`rows` of policy, token, reserved, internal, external in per cent and batch, beside the published figures."""
+    assert run(["simulate", "--scenario", "paged-vs-standard", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["policy"] for row in printed["rows"]] == ["max", "pow2", "oracle", "paged"]
+    for row in printed["rows"]:
+        assert sum(row[name] for name in ("token", "reserved", "internal", "external")) == pytest.approx(100, abs=0.1)
+        assert row["batch"] > 5
+    assert run(["simulate", "--scenario", "paged-vs-standard"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("published") == 4 and "57.3 %" in text
+
+
+def test_a_scenario_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The capture holds the run, its scenario, seed and parameters; the same seed gives the same bytes."""
+    first, again, other = (tmp_path / f"{name}.kvmon" for name in ("first", "again", "other"))
+    for path, seed in ((first, "3"), (again, "3"), (other, "4")):
+        assert run(["simulate", "--scenario", "server-failures", "--seed", seed, "--out", str(path), "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["allocation_failures"] == {"no_contiguous_run": 1}
+        assert (printed["scenario"], printed["verdict"]) == ("server-failures", "fragmentation")
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+    assert first.stat().st_mode & 0o777 == 0o600
+    assert run(["verify", str(first)]) == 0
+    assert run(["simulate", "--scenario", "server-failures", "--out", str(first)]) == 3
+    assert "--force" in capsys.readouterr().err
+
+
+def test_scenarios_that_are_compared_are_streams_of_one_capture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each policy is a stream with its name."""
+    path = tmp_path / "figure.kvmon"
+    assert run(["simulate", "--scenario", "paged-vs-standard", "--out", str(path), "--json"]) == 0
+    capsys.readouterr()
+    assert run(["verify", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{policy}-0" in text for policy in ("max", "pow2", "oracle", "paged"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--allocator", "best-fit", "--reserve", "chunk:16", "--compaction"],
+        ["--allocator", "buddy", "--reserve", "pow2"],
+        ["--allocator", "first-fit", "--reserve", "oracle", "--quota", "0=50%"],
+        ["--evict", "lfu", "--pin-after", "1", "--pin-share", "10%"],
+        ["--evict", "fifo", "--reclaim", "idle"],
+        ["--window-tokens", "64", "--window-pool-tokens", "600"],
+        ["--lookahead", "3", "--acceptance", "0.7"],
+        ["--host-tokens", "500", "--admit-by", "chunk"],
+        ["--transfer-share", "0.5", "--transfer-seconds", "0.1", "--priority", "0=1"],
+        ["--admit-by", "full", "--on-never-fits", "wait"],
+    ],
+)
+def test_every_option_runs_and_is_recorded(
+    trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """What is asked for is done, recorded, and clean."""
+    out = tmp_path / "run.kvmon"
+    assert run(["simulate", trace, "--capacity-tokens", "1200", *arguments, "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 40
+    assert run(["verify", str(out)]) == 0
+
+
+def test_a_step_time_file_sets_the_clock(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Constants from a file change the simulated time."""
+    from kvmon.serving.step_time import StepTime, write_step_time
+
+    path = tmp_path / "slow.json"
+    write_step_time(path, StepTime(base_ns=60e6))
+    seconds = []
+    for arguments in ([], ["--step-time", str(path)]):
+        assert run(["simulate", trace, "--capacity-tokens", "40000", "--json", *arguments]) == 0
+        seconds.append(json.loads(capsys.readouterr().out)["duration_s"])
+    assert seconds[1] > 3 * seconds[0]
+
+
+def test_the_help_page_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Options stand under what they are about."""
+    assert run(["simulate", "--help"]) == 0
+    text = capsys.readouterr().out
+    headings = ["Traffic:", "Output:", "The pool:", "Pages and their cache:", "The scheduler:"]
+    assert [text.index(heading) for heading in headings] == sorted(text.index(heading) for heading in headings)

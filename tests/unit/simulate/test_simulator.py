@@ -14,10 +14,11 @@ from kvmon.allocators import AllocatorConfig, ContiguousConfig, PagedConfig
 from kvmon.errors import ConfigError
 from kvmon.serving import Scheduler, SchedulerConfig, StepTime, Workload
 from kvmon.serving.checks import check_serving
+from kvmon.serving.faults import Faults
 from kvmon.serving.workloads import chat_and_agents
 from kvmon.simulate import Result, infinite_cache, simulate
-from kvmon.simulate.run import FINISHED, STEP_LIMIT, STEPS_LEFT, run
-from kvmon.simulate.simulator import simulation_state
+from kvmon.simulate.run import FINISHED, STEP_LIMIT, STEPS_LEFT, new_clock, run
+from kvmon.simulate.simulator import demand_of, simulation_state
 from tests.naive.journal_fold import JournalFold
 
 
@@ -100,7 +101,7 @@ def test_a_small_journal_changes_nothing(allocator: AllocatorConfig, config: Sch
 def test_totals_follow_from_the_journal(allocator: AllocatorConfig, config: SchedulerConfig) -> None:
     """Completed, preempted, evicted, failed, copied and found are what a fold of the journal counts."""
     demand = chat_and_agents(7, 60, rate_per_s=50)
-    fold = JournalFold(allocator.capacity_units)
+    fold = JournalFold(allocator.capacity_units, unit_tokens=allocator.unit_tokens)
     result = simulate(demand, allocator, config, journal_sink=lambda piece: fold.feed(piece.tolist()))
     ended = [seen.ended for seen in fold.requests.values()]
     assert result.completed == ended.count(1) + ended.count(2)
@@ -127,12 +128,14 @@ def test_pressure_is_there() -> None:
 @pytest.mark.parametrize(("allocator", "config"), PRESSED)
 def test_invariants_hold_wherever_a_run_stops(allocator: AllocatorConfig, config: SchedulerConfig) -> None:
     """Stopped every seven steps, every invariant of pool and scheduler holds, to the end."""
-    state = simulation_state(chat_and_agents(9, 40, rate_per_s=50), allocator, config, 0)
-    clock = np.array([0, 1, 0], np.int64)
+    workload = chat_and_agents(9, 40, rate_per_s=50)
+    state = simulation_state(workload, allocator, config, 0)
+    demand = demand_of(workload, Faults())
+    clock = new_clock()
     status = STEP_LIMIT
     while status == STEP_LIMIT:
         clock[STEPS_LEFT] = 7
-        status = run(state, clock, np.array([6e6, 3e4, 2e4, 40.0]))
+        status = run(state, demand, clock, np.array([6e6, 3e4, 2e4, 40.0]))
         check_serving(state)
     assert status == FINISHED
 
