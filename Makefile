@@ -28,11 +28,15 @@ check: .venv/.installed ## Check format, lint, types and that generated files ar
 	@$(BIN)/mypy
 	@diff -u docs/metrics.md <($(BIN)/kvmon metrics --markdown) \
 	  || { echo "docs/metrics.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
+	@diff -u docs/scenarios.md <($(BIN)/python docs/generate.py --scenarios) \
+	  || { echo "docs/scenarios.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
 
 docs: .venv/.installed ## Write the generated pages anew.
 	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	@$(BIN)/python docs/generate.py --scenarios > docs/scenarios.md.new && mv docs/scenarios.md.new docs/scenarios.md
+	@$(BIN)/python docs/generate.py --figure2 > docs/figure.new && mv docs/figure.new docs/paged-vs-standard.svg
 
-bench: .venv/.installed ## Run the benchmarks and print their table (ARGS="probe fold" for some of them).
+bench: .venv/.installed .venv/.peers ## Run the benchmarks and print their table (ARGS="probe fold" for some of them).
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean: ## Remove .venv and everything else that the other targets made.
@@ -43,6 +47,12 @@ clean: ## Remove .venv and everything else that the other targets made.
 	@[ -x $(BIN)/pip ] || { rm -rf .venv; $(make_venv); }
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# What `make bench` measures beside kvmon, in an environment of its own. Without it those rows say that it is missing.
+.venv/.peers: .venv/.installed tests/benchmarks/peers.txt
+	@{ [ -x .venv/peers/bin/pip ] || $(BIN)/virtualenv --quiet .venv/peers; } \
+	  && .venv/peers/bin/pip install --quiet --requirement tests/benchmarks/peers.txt && touch $@ \
+	  || echo "kvmon: tests/benchmarks/peers.txt cannot be installed here; the rows of the peers will say so" >&2
 
 # Debian ships the venv module without what fills it; that is a package of its own.
 define make_venv

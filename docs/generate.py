@@ -1,0 +1,95 @@
+"""What the docs show that is made from code, on standard output; `make docs` keeps it beside this file.
+
+    python docs/generate.py --figure2      paged-vs-standard.svg: PagedAttention's figure 2 as the simulator has it
+    python docs/generate.py --scenarios    scenarios.md: the catalogue
+
+Invariant: the same code gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from kvmon.cli.record import run_setup
+from kvmon.cli.simulate_output import comparison
+from kvmon.serving.scenarios import PAPER, SCENARIOS, find
+
+PARTS = {
+    "token": ("keys and values", "#2b6cb0"),
+    "reserved": ("reserved, used later", "#90cdf4"),
+    "internal": ("reserved, never used", "#f6ad55"),
+    "external": ("asked for by nobody", "#cbd5e0"),
+}
+NAMES = {"max": "Orca (max)", "pow2": "Orca (pow2)", "oracle": "Orca (oracle)", "paged": "paged, 16"}
+
+
+def figure2() -> str:
+    """Bars of the four policies, ours beside the published ones, with their numbers as text, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "kvmon", "svg.fonttype": "none", "font.family": "sans-serif"})
+    from matplotlib import pyplot
+
+    rows = comparison({name: run_setup(setup) for name, setup in find("paged-vs-standard").setups(0)[0].items()})
+    figure, axes = pyplot.subplots(figsize=(9, 4.2))
+    places, labels = [], []
+    for index, row in enumerate(rows):
+        policy = str(row["policy"])
+        published = dict(zip(PARTS, PAPER[policy], strict=False))
+        for side, shares in enumerate((published, row)):
+            at = 1.25 * index + 0.48 * side
+            places.append(at)
+            labels.append("paper" if side == 0 else "kvmon")
+            bottom = 0.0
+            for part, (meaning, colour) in PARTS.items():
+                share = shares[part]
+                if not isinstance(share, float):
+                    continue
+                legend = meaning if index == 0 and side == 1 else None
+                axes.bar(at, share, 0.44, bottom=bottom, color=colour, label=legend)
+                if share >= 4:
+                    white = "white" if part == "token" else "#1a202c"
+                    axes.text(at, bottom + share / 2, f"{share:.1f}", ha="center", va="center", fontsize=8, color=white)
+                bottom += share
+        axes.text(1.25 * index + 0.24, -17, NAMES[policy], ha="center", fontsize=10)
+    axes.set_xticks(places, labels, fontsize=8)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("share of the KV memory, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+    figure.legend(loc="upper center", ncols=4, frameon=False, fontsize=9)
+    figure.subplots_adjust(left=0.07, right=0.99, top=0.9, bottom=0.17)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
+
+
+def scenarios() -> str:
+    """A table of every scenario, as Markdown."""
+    lines = [
+        "# Scenarios",
+        "",
+        "Made by `make docs` from the catalogue that `kvmon simulate --list` prints. Run one with",
+        "`kvmon simulate --scenario NAME --seed N [--out X.kvmon]`; `NAME-healthy` is the same with the cure. A seed",
+        "draws traffic and parameters, and stands in the capture beside them.",
+        "",
+        "| scenario | verdict | traffic | an operator sees | avoided by | the twin may show |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for scenario in SCENARIOS.values():
+        twin = ", ".join(f"`{verdict}`" for verdict in scenario.healthy)
+        lines.append(
+            f"| `{scenario.name}` | `{scenario.verdict}` | {scenario.traffic} | {scenario.sees} | {scenario.avoids} "
+            f"| {twin} |"
+        )
+    return "\n".join(lines)
+
+
+PAGES = {"--figure2": figure2, "--scenarios": scenarios}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in PAGES:
+        sys.exit(f"generate.py: give one of {', '.join(PAGES)}")
+    print(PAGES[sys.argv[1]]())
