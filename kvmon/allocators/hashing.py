@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvmon.jit import kernel
+from kvmon.jit import inlined, kernel
 
-__all__ = ["draw", "mix64", "own_page_hash", "prefix_page_hash"]
+__all__ = ["draw", "mix64", "own_hash", "page_hash"]
 
 _OWN_SALT = np.uint64(0xA0761D6478BD642F)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -40,17 +40,15 @@ def mix64(value: np.uint64) -> np.uint64:
 
 
 @kernel
-def prefix_page_hash(identity: np.uint64, sub_page: int) -> np.uint64:
-    """Name of page number `sub_page` (from 0) inside the prefix step `identity`."""
-    value = mix64(identity) + np.uint64(sub_page)
-    name: np.uint64 = value if value != _ZERO else _ONE
-    return name
+def own_hash(request: int) -> np.uint64:
+    """What the pages of a request are named from that it shares with nobody."""
+    return mix64(np.uint64(request) ^ _OWN_SALT)
 
 
-@kernel
-def own_page_hash(request: int, page: int) -> np.uint64:
-    """Name of page number `page` (from 0) of a request that shares it with nobody."""
-    value = mix64(np.uint64(request) ^ _OWN_SALT) + np.uint64(page)
+@inlined
+def page_hash(scattered: np.uint64, place: int) -> np.uint64:
+    """Name of page number `place` (from 0) of what was scattered: `mix64` of a prefix step, or `own_hash`."""
+    value = scattered + np.uint64(place)
     name: np.uint64 = value if value != _ZERO else _ONE
     return name
 

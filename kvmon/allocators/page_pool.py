@@ -136,7 +136,7 @@ def page_pool_of(config: PagedConfig, *, holds: bool = False) -> PagePool:
     )
 
 
-@kernel
+@inlined
 def used_pages(pool: PagePool) -> int:
     """Pages that somebody refers to."""
     tally = pool.tally
@@ -331,6 +331,8 @@ def give_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int) -> None:
     plain = tally[PLAIN]
     queued = 0
     kept = 0
+    # The back of the queue is kept at hand: written and read again for each page it would be the slowest part.
+    back = node[0, PREV]
     group = 0  # last page of the front group so far; 0: the group is empty, its first page goes right behind the head
     for i in range(n - 1, -1, -1):
         page = row[i]
@@ -346,14 +348,20 @@ def give_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int) -> None:
                 continue
         queued += 1
         if content[page] == _ZERO:
+            if node[group, NEXT] == 0:
+                back = page
             _link_behind(pool, group, page)
             group = page
             continue
         kept += 1
         if tally[POLICY] == LRU:
-            _link_behind(pool, node[0, PREV], page)
+            node[back, NEXT] = page
+            node[page, PREV] = back
+            node[page, NEXT] = 0
+            back = page
         else:
             _heap_add(pool, page)
+    node[0, PREV] = back
     tally[QUEUED] += queued
     tally[EVICTABLE] += kept
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from kvmon.allocators import run_pool
 from kvmon.allocators.run_pool import largest_run
-from kvmon.jit import inner
+from kvmon.jit import inlined
 from kvmon.serving.state import (
     ACTIVE_NS,
     ASKED,
@@ -48,7 +48,7 @@ __all__ = ["average"]
 _POOL_FREE = run_pool.FREE
 
 
-@inner
+@inlined
 def average(serving: Serving, duration_ns: int) -> None:
     """Add a step of `duration_ns` to every average."""
     config = serving.config
@@ -92,7 +92,7 @@ def average(serving: Serving, duration_ns: int) -> None:
         _average_full(serving, duration_ns, tail, reserved)
 
 
-@inner
+@inlined
 def _average_full(serving: Serving, duration_ns: int, tail: int, reserved: int) -> None:
     """Where the memory of the whole pool is while it is as full as it gets.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kvmon.allocators.hashing import own_page_hash, prefix_page_hash
+from kvmon.allocators.hashing import mix64, own_hash, page_hash
 from kvmon.allocators.journal import ALLOC, ASSIGN, CACHE, ON, PIN, SHARE, UNSHARE, put_units, put_units_reversed
 from kvmon.allocators.page_pool import find_content, give_pages, pin_hot, register_content, share_pages, take_pages
 from kvmon.jit import inner, kernel
@@ -82,15 +82,18 @@ def name_pages(
         pages_a_step = max(hash_tokens // unit_tokens, 1)
         steps_a_page = max(unit_tokens // hash_tokens, 1)
         step = begin // pages_a_step
-        within = begin - step * pages_a_step
-        for page in range(begin, shared):
-            names[page] = prefix_page_hash(hashes[first + (step + 1) * steps_a_page - 1], within)
-            within += 1
-            if within == pages_a_step:
-                within = 0
-                step += 1
-    for page in range(max(begin, shared), end):
-        names[page] = own_page_hash(request, page)
+        page = begin
+        while page < shared:
+            scattered = mix64(hashes[first + (step + 1) * steps_a_page - 1])
+            stop = min(shared, (step + 1) * pages_a_step)
+            for i in range(page, stop):
+                names[i] = page_hash(scattered, i - step * pages_a_step)
+            page = stop
+            step += 1
+    if end > shared:
+        scattered = own_hash(request)
+        for i in range(max(begin, shared), end):
+            names[i] = page_hash(scattered, i)
 
 
 @inner

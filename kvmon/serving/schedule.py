@@ -13,13 +13,14 @@ computed here.
 
 from __future__ import annotations
 
+from kvmon.allocators import page_pool
 from kvmon.jit import kernel
 from kvmon.serving.admission import ADMITTED, BLOCKED, REMOVED, admit
 from kvmon.serving.contiguous_memory import longest_tokens, with_lookahead
 from kvmon.serving.endings import end_transfers
 from kvmon.serving.grow import GROWN, STAYS, grow
 from kvmon.serving.lifecycle import prompt_units
-from kvmon.serving.paged_memory import register_full
+from kvmon.serving.paged_memory import extend_pages, pages_for, register_full
 from kvmon.serving.state import (
     BUDGET,
     CHANGED,
@@ -34,6 +35,8 @@ from kvmon.serving.state import (
     LOOKAHEAD,
     NEED_AT_HEAD,
     NEXT_FULL,
+    NOTED,
+    PAGED,
     PARKED,
     PEAK_ACTIVE,
     PHASE,
@@ -42,12 +45,14 @@ from kvmon.serving.state import (
     QUEUE_HEAD,
     QUEUED,
     QUOTAS,
+    RECLAIM_IDLE,
     ROOM,
     RUNNING,
     SEATS,
     TAKEN_BACK,
     TOKENS,
     TOTAL,
+    UNIT_TOKENS,
     WHO,
     WINDOW,
     Serving,
@@ -56,6 +61,8 @@ from kvmon.serving.supply import active_units
 from kvmon.serving.window import slide_window
 
 __all__ = ["schedule"]
+
+_QUEUED = page_pool.QUEUED
 
 
 @kernel
@@ -69,6 +76,9 @@ def schedule(serving: Serving) -> None:
     windowed = serving.config[WINDOW]
     # With levels or quotas somebody that is planned may still be preempted for somebody behind it.
     taken_back = serving.config[LEVELS] or serving.config[QUOTAS]
+    # In a plain pool of pages the next page is one look away; everything else asks its policy.
+    plain = serving.config[PAGED] and not (windowed or serving.config[QUOTAS] or serving.config[RECLAIM_IDLE])
+    unit_tokens = serving.config[UNIT_TOKENS]
     budget = serving.config[BUDGET]
     planned = 0
     prefill = 0
@@ -92,7 +102,14 @@ def schedule(serving: Serving) -> None:
         if windowed:
             slide_window(serving, request)
         room = with_lookahead(serving, request, end) if lookahead else end
-        if room > live[request, ROOM]:
+        lacking = room - live[request, ROOM]
+        if plain and lacking > 0:
+            fresh = pages_for(lacking, unit_tokens)
+            if fresh <= serving.pages.tally[_QUEUED]:
+                extend_pages(serving, request, fresh)
+                live[request, NOTED] = 0
+                lacking = 0
+        if lacking > 0:
             tally[PLANNED] = planned
             fate = grow(serving, i, request, room)
             if tally[TAKEN_BACK]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from kvmon.allocators import page_pool, run_pool
 from kvmon.allocators.page_pool import used_pages
 from kvmon.allocators.refusal import Reason
-from kvmon.jit import inner
+from kvmon.jit import inlined, inner
 from kvmon.serving.state import (
     ADMIT_BY,
     BY_FULL,
@@ -50,7 +50,7 @@ _PIN_CAP, _DEFERRED, _LEAKED = page_pool.PIN_CAP, page_pool.DEFERRED, page_pool.
 _FREE = run_pool.FREE
 
 
-@inner
+@inlined
 def active_units(serving: Serving) -> int:
     """Units that somebody refers to, regions that stay behind not counted."""
     if serving.config[PAGED]:

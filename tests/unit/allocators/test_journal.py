@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvmon.allocators import FinishReason, Outcome, Reason, journal
-from kvmon.allocators.hashing import mix64, own_page_hash, prefix_page_hash
+from kvmon.allocators.hashing import mix64, own_hash, page_hash
 from tests.naive import journal_fold
 
 
@@ -50,9 +50,11 @@ def test_numbers_are_permanent() -> None:
 
 def test_page_names_do_not_collide_or_vanish() -> None:
     """Hashes are never 0, differ between identities, pages and requests, and neighbours stand side by side."""
-    names = {int(prefix_page_hash(np.uint64(i), s)) for i in range(1, 200) for s in range(32)}
-    names |= {int(own_page_hash(r, p)) for r in range(1, 200) for p in range(32)}
+    names = {int(page_hash(mix64(np.uint64(i)), s)) for i in range(1, 200) for s in range(32)}
+    names |= {int(page_hash(own_hash(r), p)) for r in range(1, 200) for p in range(32)}
     assert len(names) == 2 * 199 * 32 and 0 not in names
-    assert int(prefix_page_hash(np.uint64(5), 3)) - int(prefix_page_hash(np.uint64(5), 2)) == 1
+    fifth = mix64(np.uint64(5))
+    assert int(page_hash(fifth, 3)) - int(page_hash(fifth, 2)) == 1
+    assert int(page_hash(np.uint64(2**64 - 1), 1)) == 1  # what wraps to 0 is named 1
     # SplitMix64 with seed 0, first output (Steele, Lea, Flood 2014).
     assert int(mix64(np.uint64(0))) == 0xE220A8397B1DCDAF
