@@ -164,8 +164,8 @@ def _admit_pages(serving: Serving, request: int, place: int, budget: int, prefil
     if max(asked + hits, most) > config[CAPACITY_UNITS]:
         reason = _NEVER_FITS
     elif own and max(asked_window, most_window) > own:
-        reason = _NEVER_FITS
-        need = asked_window
+        reason = _POOL_STARVED
+        need = max(asked_window, most_window)
         pool = 2
     elif over_quota(serving, request, asked + hits):
         reason = _PARTITION_FULL
@@ -184,6 +184,7 @@ def _admit_pages(serving: Serving, request: int, place: int, budget: int, prefil
     if reason:
         hopeless = (
             reason == _NEVER_FITS
+            or (reason == _POOL_STARVED and need > own)
             or beyond_quota(serving, request, max(asked + hits, most))
             or beyond_promises(serving, full)
         )

@@ -153,7 +153,7 @@ def _try_pages(serving: Serving, request: int, tokens: int) -> int:
     if config[WINDOW]:
         window = serving.held[seat, WINDOW_PAGES] - serving.held[seat, WINDOW_FIRST] + windowed
         if own and window > own:
-            return int(windowed << 8 | _HOPELESS | _OTHER_POOL | _NEVER_FITS)
+            return int(window << 8 | _HOPELESS | _OTHER_POOL | _POOL_STARVED)
         if not own:
             wanted += window
     if wanted > config[CAPACITY_UNITS]:

@@ -92,6 +92,7 @@ __all__ = [
 ]
 
 _NEVER_FITS = int(Reason.NEVER_FITS)
+_POOL_STARVED = int(Reason.POOL_STARVED)
 _NO_RUN = int(Reason.NO_CONTIGUOUS_RUN)
 _REQUIRED = int(Contiguity.REQUIRED)
 _OUTCOME_REFUSED = int(Outcome.REFUSED)
@@ -373,7 +374,8 @@ def arrive(serving: Serving, request: int) -> None:
             pool = 2
     too_large = (need > serving.config[CAPACITY_UNITS] or pool == 2) and not serving.config[NEVER_WAITS]
     if too_large:
-        note_failure(serving, request, need, _NEVER_FITS, _OUTCOME_REFUSED, 0, pool)
+        reason = _POOL_STARVED if pool == 2 else _NEVER_FITS
+        note_failure(serving, request, need, reason, _OUTCOME_REFUSED, 0, pool)
     # A prompt at the model's length is refused too, but memory is not why.
     if too_large or (longest and prompt >= longest):
         end_request(serving, request, _REFUSED)

@@ -39,7 +39,7 @@ def _never_fits(draw: Draw, cured: bool) -> Setup:
 def _pool_starved(draw: Draw, cured: bool) -> Setup:
     """The pool of the sliding-window layers has one page of 256 while a prompt needs 384 slots of it."""
     prompt = draw.whole("prompt", 384, 700)
-    rows = [(0.0, 200, 60, 60), *((1.0 + 0.5 * i, prompt, 60, 60) for i in range(10))]
+    rows = [(0.0, 100, 60, 60), *((1.0 + 0.5 * i, prompt, 60, 60) for i in range(10))]
     pool = PagedConfig(64, 256, prefix_cache=False, window_tokens=1024, window_pool_units=32 if cured else 1)
     return Setup(one_by_one(rows), pool, SchedulerConfig(on_never_fits="wait"), linger_s=_LINGER_S)
 

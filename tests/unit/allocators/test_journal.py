@@ -50,10 +50,10 @@ def test_numbers_are_permanent() -> None:
 
 def test_page_names_do_not_collide_or_vanish() -> None:
     """Hashes are never 0, differ between identities, pages and requests, and neighbours stand side by side."""
-    names = {int(page_hash(mix64(np.uint64(i)), s)) for i in range(1, 200) for s in range(32)}
-    names |= {int(page_hash(own_hash(r), p)) for r in range(1, 200) for p in range(32)}
+    names = {int(page_hash(np.uint64(mix64(np.uint64(i))), s)) for i in range(1, 200) for s in range(32)}
+    names |= {int(page_hash(np.uint64(own_hash(r)), p)) for r in range(1, 200) for p in range(32)}
     assert len(names) == 2 * 199 * 32 and 0 not in names
-    fifth = mix64(np.uint64(5))
+    fifth = np.uint64(mix64(np.uint64(5)))
     assert int(page_hash(fifth, 3)) - int(page_hash(fifth, 2)) == 1
     assert int(page_hash(np.uint64(2**64 - 1), 1)) == 1  # what wraps to 0 is named 1
     # SplitMix64 with seed 0, first output (Steele, Lea, Flood 2014).

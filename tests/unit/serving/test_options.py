@@ -208,7 +208,7 @@ def test_a_window_pool_that_is_too_small_is_said() -> None:
     small = PagedConfig(40, 4, prefix_cache=False, window_tokens=20, window_pool_units=5)
     _, seen = driven(small, SchedulerConfig(token_budget=32), [(40, 4), (4, 4)])
     assert {fields[0]: fields[1] for fields in only(seen, "finish")} == {1: 5, 2: 1}
-    assert [(fields[1], fields[3], fields[6]) for fields in only(seen, "fail")] == [(10, 5, 5)]
+    assert [(fields[1], fields[3], fields[6]) for fields in only(seen, "fail")] == [(10, 5, 6)]
     shared = replace(small, window_pool_units=9)
     _, seen = driven(shared, SchedulerConfig(token_budget=8), [(16, 20), (16, 20)])
     assert 6 in {fields[6] for fields in only(seen, "fail")}
