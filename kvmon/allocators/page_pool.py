@@ -20,7 +20,8 @@ at the front, those with content behind them in the order in which they were giv
 Invariant: a page is in one bucket exactly when it has content; an allocatable page with content is evictable, one
 without is free; in the queue no page with content stands before one without. Several pages may hold the same content
 (computed side by side); the oldest is found. Eviction is lazy: content lives until `take_pages` hands the page out.
-Kernels here act; whether they may is asked before (`find_content`, `queued_among`). They write no journal.
+Kernels here act; whether they may is asked before (`find_content`, `queued_among`). Pins and holds are set in
+`page_marks.py`. They write no journal.
 """
 
 from __future__ import annotations
@@ -36,13 +37,11 @@ from kvmon.jit import inlined, inner, kernel
 __all__ = [
     "PagePool",
     "drop_contents",
-    "end_hold",
     "find_content",
     "give_pages",
-    "hold_pages",
     "new_page_pool",
     "page_pool_of",
-    "pin_hot",
+    "queue_page",
     "queued_among",
     "register_content",
     "share_pages",
@@ -366,68 +365,20 @@ def give_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int) -> None:
     tally[EVICTABLE] += kept
 
 
-@kernel
-def hold_pages(pool: PagePool, row: npt.NDArray[np.int32], n: int, entry: npt.NDArray[np.int64]) -> None:
-    """A transfer begins to read those of `row[:n]` that have one reference and no hold: when that goes they are
-    deferred until `end_hold`.
-
-    They are chained in NEXT (a held page is in no queue); `entry[0]` becomes the first one and `entry[1]` their number.
-    """
-    first = np.int32(0)
-    count = 0
-    for i in range(n):
-        page = row[i]
-        if pool.node[page, REF] == 1 and pool.more[page, MARK] & HELD == 0:
-            pool.more[page, MARK] |= HELD
-            pool.node[page, NEXT] = first
-            first = page
-            count += 1
-    entry[0] = first
-    entry[1] = count
-
-
-@kernel
-def end_hold(pool: PagePool, page: int, before: int) -> bool:
-    """The transfer has read the page; True when nobody refers to it, so that it is allocatable (or idle) from now.
-
-    Without content it goes behind page `before`, the last one of the group at the front of the queue; 0: there is none.
-    """
+@inner
+def queue_page(pool: PagePool, page: int, before: int) -> None:
+    """Make a page without references allocatable: with content as the last of its order, without behind page `before`
+    of the queue (0: at the very front)."""
     tally = pool.tally
-    pool.more[page, MARK] &= ~HELD
-    if pool.node[page, REF] != 0:
-        return False
-    tally[DEFERRED] -= 1
-    if pool.more[page, MARK] & PINNED:
-        tally[IDLE_PINNED] += 1
-        return True
     tally[QUEUED] += 1
     if pool.content[page] == _ZERO:
         _link_behind(pool, before, page)
-        return True
+        return
     tally[EVICTABLE] += 1
     if tally[POLICY] == LRU:
         _link_behind(pool, pool.node[0, PREV], page)
     else:
         _heap_add(pool, page)
-    return True
-
-
-@kernel
-def pin_hot(pool: PagePool, row: npt.NDArray[np.int32], n: int, pinned: npt.NDArray[np.int32]) -> int:
-    """Pin those of the referenced pages `row[:n]` that were hit often enough, in order, while the cap allows; they are
-    written to `pinned`, returns how many."""
-    tally = pool.tally
-    count = 0
-    for i in range(n):
-        page = row[i]
-        if tally[PINNED_PAGES] >= tally[PIN_CAP]:
-            break
-        if pool.more[page, USES] >= tally[PIN_AFTER] and pool.more[page, MARK] & PINNED == 0:
-            pool.more[page, MARK] |= PINNED
-            tally[PINNED_PAGES] += 1
-            pinned[count] = page
-            count += 1
-    return count
 
 
 @kernel

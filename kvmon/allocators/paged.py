@@ -34,6 +34,7 @@ from kvmon.allocators.journal import (
     put_units_reversed,
 )
 from kvmon.allocators.own_journal import OwnJournal
+from kvmon.allocators.page_marks import pin_hot
 from kvmon.allocators.refusal import Contiguity, Reason, Refusal
 from kvmon.errors import ConfigError, InvariantError
 
@@ -149,7 +150,7 @@ class PagedAllocator:
         self._write(SHARE, request, row, 0)
         if self.config.pin_after_hits:
             pinned = np.zeros(len(row), np.int32)
-            count = at.pin_hot(self.pool, row, len(row), pinned)
+            count = pin_hot(self.pool, row, len(row), pinned)
             if count:
                 self._write(PIN, request, pinned[:count], 0)
         self._write(ASSIGN, request, row, 0)

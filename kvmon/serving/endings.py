@@ -16,7 +16,8 @@ import numpy.typing as npt
 from kvmon.allocators import page_pool
 from kvmon.allocators.hashing import draw
 from kvmon.allocators.journal import DEFER, FREE, ON, UNSHARE, put_units
-from kvmon.allocators.page_pool import end_hold, give_pages, hold_pages
+from kvmon.allocators.page_marks import end_hold, hold_pages
+from kvmon.allocators.page_pool import give_pages
 from kvmon.allocators.refusal import FinishReason
 from kvmon.jit import inner, kernel
 from kvmon.serving.state import (

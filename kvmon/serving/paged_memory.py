@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from kvmon.allocators.hashing import mix64, own_hash, page_hash
 from kvmon.allocators.journal import ALLOC, ASSIGN, CACHE, ON, PIN, SHARE, UNSHARE, put_units, put_units_reversed
-from kvmon.allocators.page_pool import find_content, give_pages, pin_hot, register_content, share_pages, take_pages
+from kvmon.allocators.page_marks import pin_hot
+from kvmon.allocators.page_pool import find_content, give_pages, register_content, share_pages, take_pages
 from kvmon.jit import inner, kernel
 from kvmon.serving.endings import put_release, release_specially
 from kvmon.serving.state import (

@@ -117,6 +117,12 @@ class Scheduler:
         return np.array(ring[(head + np.arange(queued)) & (ring.size - 1)])
 
     @property
+    def failures(self) -> npt.NDArray[np.int64]:
+        """Failures so far, once a wait: at the start of a request (row 0) and in mid-stream (row 1), a column a
+        `Reason` (a view)."""
+        return self._state.tally[at.REASONS : at.REASONS + 32].reshape(2, 16)
+
+    @property
     def has_work(self) -> bool:
         """Whether anybody runs or waits."""
         return bool(self._state.tally[at.RUNNING] + self._state.tally[at.QUEUED])

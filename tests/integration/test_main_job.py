@@ -95,7 +95,7 @@ def test_a_production_trace_from_allocator_to_metric_and_proof(
 
 def compare(server: Prometheus, name: str, engine: Engine) -> None:
     """Prometheus' numbers of one engine against the scheduler's own."""
-    tally, reasons = engine.scheduler.state.tally, engine.scheduler.state.reasons.sum(axis=0)
+    tally, reasons = engine.scheduler.state.tally, engine.scheduler.failures.sum(axis=0)
     failures = {
         f'kvmon_allocation_failures_total{{reason="{reason.name.lower()}"}}': int(reasons[reason])
         for reason in (Reason.EXHAUSTED, Reason.NO_CONTIGUOUS_RUN)
@@ -112,7 +112,7 @@ def compare(server: Prometheus, name: str, engine: Engine) -> None:
         **failures,
     }
     if name == "paged":
-        expected["kvmon_evicted_units_total"] = int(engine.scheduler.state.pages.tally[page_pool.EVICTIONS])
+        expected["kvmon_evicted_units_total"] = int(engine.scheduler.state.pages.tally[page_pool.EVICTIONS_DONE])
         assert failures['kvmon_allocation_failures_total{reason="no_contiguous_run"}'] == 0
     else:
         expected["kvmon_migrated_tokens_total"] = int(tally[at.COPIED_TOKENS])

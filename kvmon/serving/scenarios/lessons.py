@@ -6,7 +6,7 @@ The case studies that this project grew out of. Blocks grow by chunks of 64 toke
 
 from __future__ import annotations
 
-from kvmon.allocators.config import ContiguousConfig, PagedConfig
+from kvmon.allocators.config import ContiguousConfig, PagedConfig, Quotas
 from kvmon.serving.config import SchedulerConfig
 from kvmon.serving.scenarios.scenario import Draw, Scenario, Setup
 from kvmon.serving.scenarios.traffic import at_load, delayed, one_by_one
@@ -27,8 +27,8 @@ def _contiguous(retained: int = 0) -> ContiguousConfig:
     return ContiguousConfig(_SLOTS // _UNIT, _UNIT, chunk_tokens=_CHUNK, retained_prefixes=retained)
 
 
-def _paged(**options: object) -> PagedConfig:
-    return PagedConfig(_SLOTS // _UNIT, _UNIT, **options)  # type: ignore[arg-type]
+def _paged(quotas: Quotas = ()) -> PagedConfig:
+    return PagedConfig(_SLOTS // _UNIT, _UNIT, quotas=quotas)
 
 
 def _server_failures(draw: Draw, cured: bool) -> Setup:

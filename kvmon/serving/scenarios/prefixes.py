@@ -24,8 +24,7 @@ def _choosing(draw: Draw, cured: bool) -> Setup:
         load=draw.number("load", 0.65, 0.75),
         prefixes=prefixes,
     )
-    pins = {"pin_after_hits": 2, "pin_share": 0.2} if cured else {}
-    return Setup(work, PagedConfig(1024, 16, **pins))  # type: ignore[arg-type]
+    return Setup(work, PagedConfig(1024, 16, pin_after_hits=2, pin_share=0.2) if cured else PagedConfig(1024, 16))
 
 
 def _prefix_mixed(draw: Draw, cured: bool) -> Setup:
