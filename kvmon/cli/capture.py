@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmon.cli.output_file import output_option
 from kvmon.errors import ConfigError
 from kvmon.units import format_bytes, format_count, format_duration
 
@@ -30,9 +31,7 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
 
 @click.command("capture")
 @click.argument("directory", type=click.Path(path_type=Path, readable=False))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, readable=False), required=True, help="The file to write, X.kvmon."
-)
+@output_option("-o", "--output", required=True, help="The file to write, X.kvmon.")
 @click.option(
     "--stream", "streams", multiple=True, help="Only this stream, by the name of its directory; may be repeated."
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmon.cli.capture import progress_of_words
+from kvmon.cli.output_file import output_option
 from kvmon.errors import ConfigError, InputError
 from kvmon.units import format_count, format_ratio
 
@@ -27,7 +28,7 @@ _ROUGH = 0.1  # a standard error of this share of its constant is worth a word
 
 @click.command("fit")
 @click.argument("source", type=click.Path(path_type=Path, readable=False))
-@click.option("-o", "--output", type=click.Path(path_type=Path, readable=False), help="The file to write.")
+@output_option("-o", "--output", help="The file to write.")
 @click.option("--engine", help="Which engine, where SOURCE holds several; its ranks are fitted together.")
 @click.option("--model", default="", help="Name of the model that ran, kept in the file.")
 @click.option("--device", default="", help="Name of the device that it ran on, kept in the file.")

@@ -14,7 +14,7 @@ import click
 __all__ = ["patience"]
 
 _AFTER_SECONDS = 2.0
-_MESSAGE = "kvmon: compiling kernels (first run only, about half a minute) ..."
+_MESSAGE = "kvmon: compiling kernels (first run only, about a minute) ..."
 
 
 @contextmanager

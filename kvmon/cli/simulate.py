@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmon.cli.output_file import output_option
 from kvmon.cli.sections import SectionedCommand
 from kvmon.cli.simulate_options import (
     ENGINE_OPTIONS,
@@ -46,9 +47,7 @@ _COMPILING = "simulating; the first run on a machine compiles for the better par
 @click.option("--seed", type=int, default=0, show_default=True, help="Other traffic, other parameters.")
 @click.option("--list", "listing", is_flag=True, help="List the scenarios.")
 @engine_options
-@click.option(
-    "--out", type=click.Path(path_type=Path, readable=False), help="Write every event of the run into this capture."
-)
+@output_option("--out", help="Write every event of the run into this capture.")
 @click.option("--force", is_flag=True, help="Replace the capture if it is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmon.cli.output_file import output_option
 from kvmon.errors import ConfigError
 from kvmon.units import format_count
 
@@ -49,7 +50,7 @@ _RATE_PER_S = 4.0
 @click.option("--class-by-prefix", is_flag=True, help="The class is the number of the shared prefix, as for tenants.")
 @click.option("--abort-share", type=float, help="Share of the requests whose client hangs up.  [default: 0]")
 @click.option("--patience", type=float, help="Mean seconds until it does.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, readable=False), help="The file to write, X.csv.")
+@output_option("-o", "--output", help="The file to write, X.csv.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option("--list", "list_", is_flag=True, help="List kinds, lengths, distributions and arrivals, and end.")
 def command(

@@ -37,7 +37,7 @@ def compile_apart(stopping: threading.Event) -> None:
 
 
 def warm_up() -> None:
-    """Fold and survey a pool that never was. Takes a second, and half a minute where nothing was compiled before."""
+    """Fold and survey a pool that never was. Takes a second, and up to a minute where nothing was compiled before."""
     pool = {"name": "warm-up", "capacity_units": 64, "unit_bytes": 1, "unit_tokens": 16, "fresh": True}
     pool["contiguity"] = "required"
     records = [

@@ -7,12 +7,11 @@ Invariant: rows are taken as they stand; a bad one is an error with its line num
 
 from __future__ import annotations
 
-import csv
 from datetime import datetime, timezone
 from pathlib import Path
 
 from kvmon.errors import TraceError
-from kvmon.serving.traces.columns import Rows, read_lines, tokens
+from kvmon.serving.traces.columns import Rows, cells, read_lines, tokens
 from kvmon.serving.workload import Workload
 
 __all__ = ["looks_like_azure", "read_azure"]
@@ -32,10 +31,11 @@ def read_azure(path: Path) -> Workload:
         raise TraceError(f"{path}, line 1: the header {','.join(_FIELDS)} is needed")
     rows = Rows()
     before = -1
-    for number, row in enumerate(csv.reader(lines[1:]), start=2):
+    for number, line in enumerate(lines[1:], start=2):
+        where = f"{path}, line {number}"
+        row = cells(line, where)
         if not row:
             continue
-        where = f"{path}, line {number}"
         if len(row) < 3:
             raise TraceError(f"{where}: {len(row)} columns instead of 3: the line may be cut off")
         arrival = _nanoseconds(row[0], where)
@@ -48,7 +48,7 @@ def read_azure(path: Path) -> Workload:
 
 def _nanoseconds(text: str, where: str) -> int:
     """Nanoseconds since 1970 of `2023-11-16 18:15:46.6805900`; datetime itself reads six decimals only."""
-    head, _, fraction = text.strip().partition(".")
+    head, _, fraction = text.partition(".")
     try:
         moment = datetime.strptime(head, "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
         digits = int(fraction[:9].ljust(9, "0")) if fraction else 0

@@ -5,6 +5,7 @@ Invariant: a reader raises TraceError with one line that names file, line and fi
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 from kvmon.errors import TraceError
 from kvmon.serving.workload import Workload
 
-__all__ = ["Rows", "read_lines", "tokens", "whole"]
+__all__ = ["Rows", "cells", "read_lines", "tokens", "whole"]
 
 _MOST = 2**30
 
@@ -89,6 +90,14 @@ def read_lines(path: Path) -> list[str]:
         raise TraceError(f"{path} is no text file: give a request trace in CSV or JSON lines") from error
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def cells(line: str, where: str) -> list[str]:
+    """The cells of one line of a CSV, none of an empty one. Raises TraceError with `where` (file and line)."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise TraceError(f"{where}: no row of a CSV ({error}): the file may be damaged") from error
 
 
 def tokens(value: object, where: str, label: str) -> int:

@@ -20,7 +20,6 @@ Invariant: unknown columns are refused, not ignored; a bad row is an error with 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from kvmon.errors import TraceError
-from kvmon.serving.traces.columns import Rows, read_lines, tokens, whole
+from kvmon.serving.traces.columns import Rows, cells, read_lines, tokens, whole
 from kvmon.serving.traces.identities import Names, named
 from kvmon.serving.workload import Workload
 
@@ -97,17 +96,12 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise TraceError(f"{path}, line 1: the header {problem}: use {','.join(NEEDED)}[,{','.join(OPTIONAL)}]")
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}, line {number}"
-        try:
-            cells = next(csv.reader([line]))
-        except StopIteration:
+        row = cells(line, where)
+        if not row:
             continue
-        except csv.Error as error:
-            raise TraceError(f"{where}: no row of a CSV ({error}): the file may be damaged") from error
-        if not cells:
-            continue
-        if len(cells) != len(names):
-            raise TraceError(f"{where}: {len(cells)} columns instead of {len(names)}: the line may be cut off")
-        yield where, dict(zip(names, (cell.strip() for cell in cells), strict=True))
+        if len(row) != len(names):
+            raise TraceError(f"{where}: {len(row)} columns instead of {len(names)}: the line may be cut off")
+        yield where, dict(zip(names, row, strict=True))
 
 
 def _names(row: dict[str, str], where: str, prompt: int) -> tuple[int, int, int]:

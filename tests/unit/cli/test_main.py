@@ -89,6 +89,16 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(arguments: list[str], capsy
     assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "verb", [["workload", "-o"], ["fit", "x", "-o"], ["simulate", "x", "--out"], ["capture", "x", "-o"]]
+)
+def test_a_dash_is_no_file_to_write(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written into a file that is called "-"."""
+    assert main.run([*verb, "-"]) == 2
+    assert "'-' is no file: give the name of one. See 'kvmon" in capsys.readouterr().err
+    assert not Path("-").exists()
+
+
 @pytest.mark.parametrize("kind", [errors.ConfigError, errors.CaptureError, errors.SystemRefused, errors.InvariantError])
 def test_an_error_of_ours_is_one_line_with_its_exit_code(
     kind: type[errors.KvmonError], outcome: list[BaseException], capsys: pytest.CaptureFixture[str]

@@ -210,6 +210,7 @@ def bad(line: str, header: str) -> tuple[str, ...]:
         (bad("1,3,-4", PLAIN), 3, "from 0"),
         (bad("1,3,0", PLAIN), 3, "at least 1 token"),
         (bad("1,3," + "4" * 200_000, PLAIN), 3, "no row of a CSV"),
+        (bad("2023-11-16 18:15:47.1,3," + "4" * 200_000, AZURE), 3, "no row of a CSV"),
         ((PLAIN + ",follows", "1,20,3,", "1,20,3,2"), 3, "this is row 2 and follows row 2"),
         ((PLAIN + ",follows", "1,20,3,2", "1,20,3,"), 2, "this is row 1 and follows row 2"),
         ((PLAIN + ",follows", "1,20,3,", "1,20,3,-1"), 3, "from 0"),
