@@ -7,10 +7,7 @@ that a checkpoint can be left every so many unit-operations. The file is readabl
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable
@@ -26,7 +23,8 @@ from kvmon.capture.column_kernels import count_events
 from kvmon.capture.columns import Splitter, split_planes
 from kvmon.capture.layout import CHUNK_WORDS, ChunkHeader, ChunkKind, pack_file_header, pack_trailer, padded
 from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, Tail
-from kvmon.errors import CaptureError, InputError, SystemRefused
+from kvmon.errors import CaptureError
+from kvmon.files import NewFile
 from kvmon.state import FrameTable, ScanEnd, StreamState, scan
 from kvmon.state.checkpoint import dump
 
@@ -59,22 +57,9 @@ class CaptureWriter:
 
         Raises InputError where `path` is taken or its directory is missing, SystemRefused where it cannot be written.
         """
-        if not force and path.exists():
-            raise InputError(f"{path} exists: give another name, or --force to replace it")
-        if path.is_dir():
-            raise InputError(f"{path} is a directory: give the name of a file")
         self.path = path
         self.checkpoint_operations = checkpoint_operations
-        self._force = force
-        self._unnamed = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            self._fd = os.open(
-                self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-        except FileNotFoundError:
-            raise InputError(f"no directory {path.parent}: make it, or give another place for the capture") from None
-        except OSError as error:
-            raise SystemRefused(f"cannot write {path}: {error.strerror}") from None
+        self._file = NewFile(path, "the capture", force=force)
         self._compressor = zstandard.ZstdCompressor(level=level)
         self._splitter: Splitter | None = None
         self._headers: list[bytes] = []
@@ -134,25 +119,14 @@ class CaptureWriter:
             index_at, chunks = self._at, len(self._headers)
             self.add_chunk(ChunkKind.INDEX, 0, b"".join(self._headers))
             self._put(pack_trailer(index_at, chunks))
-            os.fsync(self._fd)
-            if not self._force and self.path.exists():
-                self.abort()
-                raise InputError(f"{self.path} came into being meanwhile: give another name, or --force to replace it")
-            os.replace(self._unnamed, self.path)
-        except OSError as error:
+            self._file.close()
+        finally:
             self.abort()
-            raise _refused(self.path, error) from None
-        self._open = False
-        os.close(self._fd)
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        if self._open:
-            self._open = False
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            with contextlib.suppress(OSError):
-                os.unlink(self._unnamed)
+        self._open = False
+        self._file.abort()
 
     def __enter__(self) -> CaptureWriter:
         return self
@@ -166,15 +140,8 @@ class CaptureWriter:
             self.abort()
 
     def _put(self, *parts: bytes) -> None:
-        try:
-            for part in parts:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(self._fd, view) :]
-                self._at += len(part)
-        except OSError as error:
-            self.abort()
-            raise _refused(self.path, error) from None
+        self._file.write(*parts)
+        self._at += sum(len(part) for part in parts)
 
 
 class StreamSink:
@@ -317,9 +284,3 @@ def _joined(tables: list[FrameTable]) -> FrameTable:
     columns = (np.concatenate([getattr(table, name) for table in tables]) for name in ("ends", "numbers", "times"))
     ends, numbers, times = columns
     return FrameTable(ends, numbers, times, int(ends[-1]), ScanEnd.ALL)
-
-
-def _refused(path: Path, error: OSError) -> SystemRefused:
-    if error.errno == errno.ENOSPC:
-        return SystemRefused(f"the disk is full: {path} was not written; free some room or give another place")
-    return SystemRefused(f"cannot write {path}: {error.strerror}")

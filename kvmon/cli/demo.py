@@ -68,15 +68,14 @@ def command(
     if no_exporter and port is not None:
         raise ConfigError("--no-exporter and --port exclude each other: give one of them")
 
-    from rich.console import Console
-
+    from kvmon.cli.console import QuietPipe
     from kvmon.cli.live import signals_interrupt
     from kvmon.cli.patience import patience
     from kvmon.cli.watch import Watch
     from kvmon.exporter.warmup import warm_up
     from kvmon.report.demo import DemoFacts
 
-    console = Console()
+    console = QuietPipe()
     kept = keep or directory is not None
     with signals_interrupt(), ExitStack() as stack:
         where = stack.enter_context(_recording_directory(directory, keep))

@@ -49,8 +49,6 @@ def command(
 
     if force and output is None:
         raise ConfigError("--force replaces a file: it goes with --output")
-    if output is not None and output.exists() and not force:
-        raise InputError(f"{output} is there already: choose another name, or replace it with --force")
     with progress_of_words([source], "reading steps") as advance:
         steps = _chosen(read_steps(source, advance), source, engine)
     fit = fit_step_time(steps.duration_ns, steps.prefill_tokens, steps.decode_sequences, steps.context_tokens)

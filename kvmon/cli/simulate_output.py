@@ -14,9 +14,9 @@ __all__ = ["comparison", "print_catalogue", "print_comparison", "print_result", 
 
 def print_result(result: Result, title: str) -> None:
     """A table of what happened, and what it means."""
-    from rich.console import Console
     from rich.table import Table
 
+    from kvmon.cli.console import QuietPipe
     from kvmon.units import format_count, format_duration, format_ratio
 
     def ratio(value: float | None) -> str:
@@ -50,7 +50,7 @@ def print_result(result: Result, title: str) -> None:
         ("simulated / wall time", f"{seconds(result.duration_s)} / {seconds(result.wall_seconds)}"),
     ):
         table.add_row(name, value)
-    console = Console(highlight=False)
+    console = QuietPipe(highlight=False)
     console.print(title, style="bold")
     console.print(table)
     console.print(_sentence(result))
@@ -109,8 +109,9 @@ def _sentence(result: Result) -> str:
 
 def print_scenario(scenario: Scenario, seed: int, drawn: Mapping[str, float | int]) -> None:
     """What the run stands for."""
-    from rich.console import Console
     from rich.table import Table
+
+    from kvmon.cli.console import QuietPipe
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
@@ -121,7 +122,7 @@ def print_scenario(scenario: Scenario, seed: int, drawn: Mapping[str, float | in
     table.add_row("verdict", f"[bold]{scenario.verdict}[/bold]")
     if drawn:
         table.add_row(f"seed {seed}", ", ".join(f"{name} {value:,}" for name, value in drawn.items()))
-    console = Console(highlight=False)
+    console = QuietPipe(highlight=False)
     console.print(scenario.name, style="bold")
     console.print(table)
     console.print()
@@ -129,8 +130,9 @@ def print_scenario(scenario: Scenario, seed: int, drawn: Mapping[str, float | in
 
 def print_catalogue(scenarios: Mapping[str, Scenario]) -> None:
     """Every scenario in a line or two; each has a twin with the cure."""
-    from rich.console import Console
     from rich.table import Table
+
+    from kvmon.cli.console import QuietPipe
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("scenario", no_wrap=True)
@@ -138,7 +140,7 @@ def print_catalogue(scenarios: Mapping[str, Scenario]) -> None:
     table.add_column("traffic")
     for scenario in scenarios.values():
         table.add_row(scenario.name, scenario.verdict, scenario.traffic, style=None)
-    console = Console(highlight=False)
+    console = QuietPipe(highlight=False)
     console.print(table)
     console.print("\nEach has a twin with the cure: NAME-healthy. Run one: kvmon simulate --scenario NAME --seed N")
 
@@ -164,8 +166,9 @@ def comparison(results: Mapping[str, Result]) -> list[dict[str, object]]:
 
 def print_comparison(results: Mapping[str, Result], published: Mapping[str, tuple[float | None, ...]]) -> None:
     """The rows of `comparison` beside the published figures."""
-    from rich.console import Console
     from rich.table import Table
+
+    from kvmon.cli.console import QuietPipe
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("policy")
@@ -182,7 +185,7 @@ def print_comparison(results: Mapping[str, Result], published: Mapping[str, tupl
             "" if paper[4] is None else f"{paper[4]:.1f}",
             style="dim",
         )
-    console = Console(highlight=False)
+    console = QuietPipe(highlight=False)
     console.print(table)
     console.print(
         "Shares of the KV memory while requests wait. internal: reserved and never used; external: asked for by nobody."

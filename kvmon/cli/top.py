@@ -58,13 +58,12 @@ def command(
     if not stall_seconds > 0:
         raise ConfigError(f"stalled after {stall_seconds:g} s is always: give more than 0")
 
-    from rich.console import Console
-
+    from kvmon.cli.console import QuietPipe
     from kvmon.cli.patience import patience
     from kvmon.cli.watch import Watch
     from kvmon.exporter.warmup import warm_up
 
-    console = Console(soft_wrap=False)
+    console = QuietPipe(soft_wrap=False)
     watch = Watch(directory, engines=engines, stall_seconds=stall_seconds)
     try:
         with patience():

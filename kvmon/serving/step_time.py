@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvmon.errors import ConfigError, InputError, NewerFormatError, SystemRefused
+from kvmon.errors import ConfigError, InputError, NewerFormatError
+from kvmon.files import write_whole
 
 __all__ = ["Origin", "StepTime", "read_step_time", "write_step_time"]
 
@@ -112,10 +112,8 @@ def read_step_time(path: Path) -> StepTime:
 def write_step_time(path: Path, step_time: StepTime, origin: Origin | None = None, *, force: bool = False) -> None:
     """Write the constants to `path`, whole or not at all; a file that is there is replaced only with `force`.
 
-    Raises InputError where one is there, SystemRefused where the machine does not let us write.
+    Raises InputError where one is there or none can be, SystemRefused where the machine does not let us write.
     """
-    if not force and path.exists():
-        raise InputError(f"{path} is there already: choose another name, or replace it with --force")
     said = asdict(origin or Origin())
     fit = said.pop("fit")
     values = (
@@ -131,13 +129,8 @@ def write_step_time(path: Path, step_time: StepTime, origin: Origin | None = Non
         "origin": said,
         "fit": fit,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SystemRefused(f"cannot write {path}: {error.strerror or error}") from error
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    write_whole(path, [text], "the constants", force=force)
 
 
 def _constant(path: Path, name: str, value: object) -> float:

@@ -47,13 +47,14 @@ from kvmon.serving.state import (
 )
 from kvmon.serving.state import NOW as TALLY_NOW
 
-__all__ = ["DEADLOCK", "FINISHED", "JOURNAL_FULL", "STEP_LIMIT", "Demand", "new_clock", "run"]
+__all__ = ["DEADLOCK", "FINISHED", "JOURNAL_FULL", "STEP_LIMIT", "TOO_LATE", "Demand", "new_clock", "run"]
 
 # How a run stopped.
 FINISHED = 0
 JOURNAL_FULL = 1
 DEADLOCK = 2
 STEP_LIMIT = 3
+TOO_LATE = 4
 
 # Columns of the clock.
 NOW = 0
@@ -66,6 +67,7 @@ LINGER_NS = 6  # how long to go on when nothing can move any more
 STUCK_SINCE = 7  # -1: not stuck
 
 _NEVER = np.iinfo(np.int64).max
+_LATEST = float(2**62 - 1)  # the last nanosecond that a recording can hold
 _POLL_NS = 100_000_000  # between two steps of an engine in which nothing can move
 _ARRIVAL_WORDS = 64
 _ERROR = int(FinishReason.ERROR)
@@ -183,7 +185,8 @@ def _fail_elsewhere(serving: Serving, error: npt.NDArray[np.int64]) -> None:
 
 @kernel
 def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_time: npt.NDArray[np.float64]) -> int:
-    """Run until everybody has ended, the journal needs room, nothing can move any more, or the steps are used up.
+    """Run until everybody has ended, the journal needs room, nothing can move any more, the steps are used up, or the
+    clock runs over.
 
     `step_time` float64 (4): base, prefill token, decode sequence, context token, in ns. Deadlock: a step that plans
     nothing and changes nothing while somebody runs or waits, with no hang-up, transfer or error ahead; arrivals free no
@@ -236,12 +239,15 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
         clock[STEPS_LEFT] -= 1
         tally[TALLY_NOW] = clock[NOW]
         schedule(serving)
-        duration = np.int64(
+        takes = (
             step_time[0]
             + tally[PREFILL_TOKENS] * step_time[1]
             + tally[DECODE_TOKENS] * step_time[2]
             + tally[CONTEXT_TOKENS] * step_time[3]
         )
+        if clock[NOW] + takes > _LATEST:
+            return TOO_LATE
+        duration = np.int64(takes)
         stuck = tally[PLANNED] == 0 and tally[CHANGED] == 0
         commit(serving, clock[NOW], duration, nobody)
         clock[NOW] += duration

@@ -17,6 +17,7 @@ from kvmon.allocators import page_pool
 from kvmon.allocators.config import AllocatorConfig, PagedConfig
 from kvmon.allocators.journal import USED, Journal, new_journal
 from kvmon.allocators.refusal import Reason
+from kvmon.errors import ConfigError
 from kvmon.serving import state as at
 from kvmon.serving.commit import room_for_step
 from kvmon.serving.config import SchedulerConfig
@@ -24,7 +25,7 @@ from kvmon.serving.faults import Faults
 from kvmon.serving.step_time import StepTime
 from kvmon.serving.workload import Workload, check_page_hashes
 from kvmon.simulate.result import FullPool, Result
-from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NOW, STEP_LIMIT, Demand, new_clock, run
+from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NOW, STEP_LIMIT, TOO_LATE, Demand, new_clock, run
 
 __all__ = ["JournalSink", "demand_of", "simulate", "simulation_state"]
 
@@ -50,8 +51,8 @@ def simulate(
     `journal_sink` gets the journal in pieces that end between two steps or two arrivals; a piece is valid during the
     call only. `journal_words` is the size of such a piece; it grows where one step needs more. `most_steps` stops a run
     early; `linger_ns` goes on for so long after nothing can move any more, as an engine does.
-    Raises ConfigError when the workload's prefix identities cannot name pages of this size, or the faults cannot strike
-    this pool.
+    Raises ConfigError when the workload's prefix identities cannot name pages of this size, the faults cannot strike
+    this pool, or the clock runs over.
     """
     times = step_time or StepTime()
     wrong = faults or Faults()
@@ -78,6 +79,8 @@ def simulate(
             needed = int(room_for_step(state)) + 64
             if status == JOURNAL_FULL and needed > state.journal.words.size:
                 state = state._replace(journal=Journal(np.empty(2 * needed, np.int64), state.journal.state))
+    if status == TOO_LATE:
+        raise ConfigError("the run passed 146 years: steps of this length are no engine's; look at the step times")
     return _result(state, workload, status, int(clock[NOW]), seconds)
 
 

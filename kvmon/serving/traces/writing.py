@@ -6,12 +6,10 @@ has the name that was asked for is whole, and readable by its owner alone.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kvmon.errors import InputError, SystemRefused
+from kvmon.files import write_whole
 from kvmon.serving.traces.identities import names_of
 from kvmon.serving.traces.plain import NEEDED
 from kvmon.serving.workload import Workload
@@ -56,25 +54,7 @@ def write_plain(workload: Workload, path: Path, *, force: bool = False) -> None:
     Raises InputError where `path` is taken or its directory is missing, SystemRefused where it cannot be written, and
     TraceError as `plain_lines`.
     """
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no file: give the name of a file")
-    if not force and path.exists():
-        raise InputError(f"{path} exists: give another name, or --force to replace it")
-    unnamed = path.with_name(f".{path.name}.{os.getpid()}.part")
-    lines = plain_lines(workload)
-    header = next(lines)
-    try:
-        descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(header)
-            file.writelines(lines)
-        os.replace(unnamed, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unnamed.unlink()
-        if isinstance(error, FileNotFoundError):
-            raise InputError(f"no directory {path.parent}: make it, or give another place for the trace") from None
-        raise SystemRefused(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, plain_lines(workload), "the trace", force=force)
 
 
 def _seconds(nanoseconds: int) -> str:

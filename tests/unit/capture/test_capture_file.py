@@ -307,7 +307,7 @@ def test_a_full_disk_leaves_no_file(words: Words, tmp_path: Path, monkeypatch: p
             raise OSError(28, "No space left on device")
         return real(fd, data)
 
-    monkeypatch.setattr("kvmon.capture.writer.os.write", full)
+    monkeypatch.setattr("kvmon.files.os.write", full)
     with pytest.raises(SystemRefused, match="disk is full"), CaptureWriter(tmp_path / "x.kvmon") as writer:
         writer.add_stream(FACTS).write(words)
     assert list(tmp_path.iterdir()) == []
@@ -354,5 +354,5 @@ def test_an_output_without_a_directory_is_refused(tmp_path: Path) -> None:
     """A directory that is not there, or a name that is one, is one error each."""
     with pytest.raises(InputError, match="no directory"):
         CaptureWriter(tmp_path / "missing" / "x.kvmon")
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match="no file"):
         CaptureWriter(tmp_path, force=True)

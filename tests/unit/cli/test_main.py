@@ -52,9 +52,9 @@ def test_version_is_the_packages() -> None:
 
 
 def test_help_is_fast() -> None:
-    """`kvmon --help` answers within 300 ms; the best of three, because the machine is shared."""
+    """`kvmon --help` answers within 300 ms; the best of six, because the machine is shared."""
     seconds = []
-    for _ in range(3):
+    for _ in range(6):
         start = time.perf_counter()
         kvmon("--help")
         seconds.append(time.perf_counter() - start)
@@ -127,12 +127,13 @@ def test_an_interrupt_ends_with_130(outcome: list[BaseException]) -> None:
     assert main.run(["fail"]) == 130
 
 
-def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
-    """When the reader of the output has gone, kvmon says nothing and ends with 141."""
+@pytest.mark.parametrize("verb", [["--help"], ["metrics"], ["simulate", "--list"]])
+def test_a_closed_pipe_is_quiet(verb: list[str]) -> None:
+    """When the reader of the output has gone, kvmon says nothing and ends with 141, whoever prints."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as gone:
-        done = subprocess.run([sys.executable, "-m", "kvmon", "--help"], stdout=gone, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-m", "kvmon", *verb], stdout=gone, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (141, "")
 
 

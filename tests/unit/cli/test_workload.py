@@ -118,11 +118,15 @@ def test_what_cannot_work_is_one_line(capsys: pytest.CaptureFixture[str], argume
     assert captured.err.strip().count("\n") == 0
 
 
-def test_it_takes_less_than_a_second() -> None:
-    """A thousand requests, with the interpreter's start; the best of three, because the machine is shared."""
-    seconds = []
-    for _ in range(3):
+def test_it_takes_little_more_than_its_imports() -> None:
+    """A thousand requests and the start of the interpreter, in turns with one that imports the compiler alone: the
+    machine is shared, and a slow second says nothing.
+    """
+
+    def seconds(*arguments: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "kvmon", "workload"], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    pairs = [(seconds("-m", "kvmon", "workload"), seconds("-c", "import numba")) for _ in range(4)]
+    assert min(ours for ours, _ in pairs) < 2.5 * min(imports for _, imports in pairs), pairs

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvmon.cli.main import run
+from kvmon.serving.step_time import StepTime, write_step_time
 
 
 @pytest.fixture
@@ -223,8 +224,6 @@ def test_every_option_runs_and_is_recorded(
 
 def test_a_step_time_file_sets_the_clock(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Constants from a file change the simulated time."""
-    from kvmon.serving.step_time import StepTime, write_step_time
-
     path = tmp_path / "slow.json"
     write_step_time(path, StepTime(base_ns=60e6))
     seconds = []
@@ -232,6 +231,14 @@ def test_a_step_time_file_sets_the_clock(trace: str, tmp_path: Path, capsys: pyt
         assert run(["simulate", trace, "--capacity-tokens", "40000", "--json", *arguments]) == 0
         seconds.append(json.loads(capsys.readouterr().out)["duration_s"])
     assert seconds[1] > 3 * seconds[0]
+
+
+def test_a_clock_that_runs_over_is_one_line(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps of weeks lead beyond what a recording can say: an error, and no numbers."""
+    write_step_time(tmp_path / "slow.json", StepTime(1e14, 9e14, 9e14, 9e14))
+    assert run(["simulate", trace, "--capacity-tokens", "40000", "--step-time", str(tmp_path / "slow.json")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "146 years" in said.err and said.err.count("\n") == 1
 
 
 def test_the_help_page_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
