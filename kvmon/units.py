@@ -11,19 +11,20 @@ from kvmon.errors import ConfigError
 
 __all__ = ["format_bytes", "format_count", "format_duration", "format_ratio", "parse_size"]
 
-_BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*$", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `256MB`, `1.5 GiB` or `4096`; prefixes are binary, as memory is sold.
+    """Bytes from `256M`, `1.5 GiB`, `40GB` or `4096`: KB to TB are powers of 1000, K to T and KiB to TiB of 1024.
 
     Raises ConfigError when `text` is no size.
     """
     match = _SIZE.match(text)
     if match is None:
         raise ConfigError(f"'{text}' is no size: write a number with K, M, G or T, such as 256M or 1.5GiB")
-    return round(float(match.group(1)) * _BINARY[match.group(2).lower()])
+    base = 1000 if (match.group(3) or "").lower() == "b" else 1024
+    return round(float(match.group(1)) * float(base) ** _POWERS[match.group(2).lower()])
 
 
 def format_bytes(count: float) -> str:

@@ -56,7 +56,10 @@ def command(
         origin = Origin(model, device, f"{source.name} ({steps.engine})", fit.quality())
         write_step_time(output, fit.step_time, origin, force=force)
     if json_:
-        constants = dict(zip(fit.quality()["standard_errors_ns"], fit.constants, strict=True))
+        constants = {
+            name: round(value, 6)
+            for name, value in zip(fit.quality()["standard_errors_ns"], fit.constants, strict=True)
+        }
         click.echo(json.dumps({"engine": steps.engine, "constants_ns": constants, **fit.quality()}, indent=2))
         return
     click.echo(as_text(fit, steps.engine))

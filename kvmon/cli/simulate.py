@@ -6,6 +6,7 @@ Wiring only: options into configurations, a result onto the terminal. Nothing he
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ _COMPILING = "simulating; the first run on a machine compiles for the better par
     cls=SectionedCommand,
     sections={
         "Traffic": ("scenario", "seed", "listing", "trace_format", "limit"),
-        "Output": ("out", "force", "as_json", "help"),
+        "Output": ("out", "force", "as_json", "shapes", "help"),
         **SECTIONS,
     },
 )
@@ -46,6 +47,7 @@ _COMPILING = "simulating; the first run on a machine compiles for the better par
 @click.option("--scenario", metavar="NAME", help="Run a scenario instead of a trace.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Other traffic, other parameters.")
 @click.option("--list", "listing", is_flag=True, help="List the scenarios.")
+@click.option("--shapes", is_flag=True, help="List the known models with the bytes of a token.")
 @engine_options
 @output_option("--out", help="Write every event of the run into this capture.")
 @click.option("--force", is_flag=True, help="Replace the capture if it is there.")
@@ -60,6 +62,7 @@ def command(
     scenario: str | None,
     seed: int,
     listing: bool,
+    shapes: bool,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -73,14 +76,18 @@ def command(
     Time is simulated: by default 6 ms a step, 30 us a prompt token, 20 us a decoding sequence and 40 ns a token of
     context, an 8-billion-parameter model on one H100; `kvmon fit` takes other constants from a recording.
     """
-    if sum((trace is not None, scenario is not None, listing)) != 1:
-        raise ConfigError("give one thing to do: a TRACE, --scenario NAME, or --list")
+    if sum((trace is not None, scenario is not None, listing, shapes)) != 1:
+        raise ConfigError("give one thing to do: a TRACE, --scenario NAME, --list, or --shapes")
     if force and out is None:
         raise ConfigError("--force replaces a capture: it goes with --out")
     if listing:
         _list(as_json)
+    elif shapes:
+        _shapes(as_json)
     elif scenario is not None:
-        _refuse(context, (*ENGINE_OPTIONS, "limit", "trace_format"), "a scenario brings its own traffic and engine")
+        _refuse(
+            context, (*ENGINE_OPTIONS, "limit", "trace_format"), "a scenario brings its own traffic, engine and clock"
+        )
         _scenario(scenario, seed, out, force=force, as_json=as_json)
     elif trace is not None:
         _refuse(context, ("seed",), "a trace is what it is; a seed goes with --scenario")
@@ -116,6 +123,16 @@ def _list(as_json: bool) -> None:
         print_catalogue(SCENARIOS)
 
 
+def _shapes(as_json: bool) -> None:
+    from kvmon.cli.simulate_output import print_shapes
+    from kvmon.serving.model_shape import KNOWN_MODELS
+
+    if as_json:
+        click.echo(json.dumps({"models": [asdict(shape) for shape in KNOWN_MODELS.values()]}, indent=2))
+    else:
+        print_shapes(KNOWN_MODELS)
+
+
 def _scenario(name: str, seed: int, out: Path | None, *, force: bool, as_json: bool) -> None:
     from rich.console import Console
 
@@ -134,17 +151,20 @@ def _scenario(name: str, seed: int, out: Path | None, *, force: bool, as_json: b
             details = {"scenario": scenario.name, "seed": seed, "parameters": drawn}
             results = simulate_into_capture(setups, out, details=details, force=force)
     about = {"scenario": scenario.name, "seed": seed, "verdict": scenario.verdict, "parameters": drawn}
+    if scenario.cured:
+        about["verdicts"] = list(scenario.healthy)
     if as_json:
         if scenario.compare is not None:
             click.echo(json.dumps({**about, "rows": comparison(results), "paper": PAPER}, indent=2))
         else:
-            click.echo(json.dumps({**about, **results[""].to_json()}, indent=2))
+            click.echo(json.dumps({**about, **_described(setups[""]), **results[""].to_json()}, indent=2))
         return
     print_scenario(scenario, seed, drawn)
     if scenario.compare is not None:
         print_comparison(results, PAPER)
     else:
-        print_result(results[""], _title(setups[""]))
+        print_result(results[""], _title(setups[""]), setups[""].token_bytes)
+    _say_where(out, len(setups))
 
 
 def _trace(
@@ -165,7 +185,7 @@ def _trace(
     from kvmon.serving.step_time import StepTime, read_step_time
     from kvmon.serving.traces import read_trace
 
-    tokens, token_bytes = capacity(engine, recorded=out is not None)
+    tokens, token_bytes = capacity(engine)
     pool = allocator_config(engine, tokens)
     scheduler = scheduler_config(engine)
     step_time = StepTime() if engine["step_time"] is None else read_step_time(engine["step_time"])
@@ -176,15 +196,34 @@ def _trace(
         setup = Setup(workload, pool, scheduler, step_time, token_bytes=token_bytes)
         result = run_setup(setup) if out is None else simulate_into_capture({"": setup}, out, force=force)[""]
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
-    else:
-        print_result(result, f"{trace.name}, {_title(setup)}")
+        click.echo(json.dumps({"trace": trace.name, **_described(setup), **result.to_json()}, indent=2))
+        return
+    print_result(result, f"{trace.name}, {_title(setup)}", token_bytes)
+    _say_where(out, 1)
 
 
 def _title(setup: Setup) -> str:
     from kvmon.allocators import PagedConfig
-    from kvmon.units import format_count
 
     pool = setup.allocator
-    kind = "paged" if isinstance(pool, PagedConfig) else pool.placement
-    return f"{kind}, {format_count(pool.capacity_units)} units of {pool.unit_tokens} tokens"
+    if isinstance(pool, PagedConfig):
+        kind = "paged"
+    else:
+        kind = f"{pool.placement}, reserve {pool.reserve}" + (f":{pool.chunk_tokens}" if pool.chunk_tokens else "")
+    size = "1 token" if pool.unit_tokens == 1 else f"{pool.unit_tokens:,} tokens"
+    return f"{kind}, {pool.capacity_units:,} units of {size}"
+
+
+def _described(setup: Setup) -> dict[str, Any]:
+    """The engine that ran, for a result that explains itself."""
+    return {
+        "allocator": {"kind": type(setup.allocator).__name__.removesuffix("Config").lower(), **asdict(setup.allocator)},
+        "scheduler": asdict(setup.scheduler),
+        "step_time_ns": asdict(setup.step_time),
+        "token_bytes": setup.token_bytes or None,
+    }
+
+
+def _say_where(out: Path | None, streams: int) -> None:
+    if out is not None:
+        click.echo(f"recorded in {out}" + (f", {streams} streams" if streams > 1 else ""))

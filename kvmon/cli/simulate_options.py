@@ -44,8 +44,12 @@ _POOL, _CACHE, _SCHEDULER = "The pool", "Pages and their cache", "The scheduler"
 _ALL = (
     _given(_POOL, "--allocator", "paged, first-fit, best-fit or buddy.", default="paged", show_default=True),
     _given(_POOL, "--capacity-tokens", "Size of the pool in tokens.", type=int),
-    _given(_POOL, "--capacity-bytes", "Size of the pool, such as 40GiB; needs --model-shape."),
-    _given(_POOL, "--model-shape", "A known model, such as llama-3.1-8b, or LAYERS,KV_HEADS,HEAD_DIM,BYTES."),
+    _given(_POOL, "--capacity-bytes", "Size of the pool, such as 40GiB or 40GB; needs --model-shape."),
+    _given(
+        _POOL,
+        "--model-shape",
+        "A known model (--shapes), LAYERS,KV_HEADS,HEAD_DIM,BYTES, or the path of its config.json.",
+    ),
     _given(_POOL, "--block-size", "Tokens of a page or granule.  [default: paged 16, others 1]", type=int),
     _given(
         _POOL,
@@ -55,7 +59,12 @@ _ALL = (
     _given(_POOL, "--compaction", "Contiguous: slide blocks together when no run is long enough.", is_flag=True),
     _given(_POOL, "--retain", "Contiguous: shared prefixes that stay behind for the next request.", type=int),
     _given(_POOL, "--quota", "CLASS=SHARE: most of the pool that a class may hold, such as 2=40%.", multiple=True),
-    _given(_CACHE, "--prefix-cache/--no-prefix-cache", "Reuse equal prefixes.  [default: on]", default=None),
+    _given(
+        _CACHE,
+        "--prefix-cache/--no-prefix-cache",
+        "Reuse equal prefixes.  [default: on; off with --window-tokens]",
+        default=None,
+    ),
     _given(_CACHE, "--evict", "Whose content goes first: lru, lfu or fifo.  [default: lru]"),
     _given(_CACHE, "--reclaim", "When content may go: on-demand, or idle (nobody runs).  [default: on-demand]"),
     _given(_CACHE, "--pin-after", "Pin content after so many hits; needs --pin-share.", type=int),
@@ -85,7 +94,12 @@ _ALL = (
     _given(_SCHEDULER, "--priority", "CLASS=LEVEL: lower levels first, such as 2=1.", multiple=True),
     _given(_SCHEDULER, "--host-tokens", "Swap preempted requests to a host tier of this size.", type=int),
     _given(_SCHEDULER, "--lookahead", "Draft tokens a step (speculative decoding).", type=int),
-    _given(_SCHEDULER, "--acceptance", "Share of the drafts that is accepted.", type=float),
+    _given(
+        _SCHEDULER,
+        "--acceptance",
+        "Chance that a draft is accepted if all before it were; needs --lookahead.",
+        type=float,
+    ),
     _given(_SCHEDULER, "--transfer-share", "Share of requests whose memory is read by another engine.", type=float),
     _given(_SCHEDULER, "--transfer-seconds", "How long that takes.", type=float),
     _given(
@@ -112,7 +126,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def capacity(options: Mapping[str, Any], *, recorded: bool) -> tuple[int, int]:
+def capacity(options: Mapping[str, Any]) -> tuple[int, int]:
     """The pool's size in tokens, from the two ways to say it, and the bytes of a token (0 = not said)."""
     from kvmon.serving.model_shape import parse_model_shape
     from kvmon.units import parse_size
@@ -122,10 +136,6 @@ def capacity(options: Mapping[str, Any], *, recorded: bool) -> tuple[int, int]:
         raise ConfigError("the pool needs one size: give --capacity-tokens, or --capacity-bytes with --model-shape")
     token_bytes = 0 if shape is None else parse_model_shape(shape)
     if tokens is not None:
-        if shape is not None and not recorded:
-            raise ConfigError(
-                "--model-shape says nothing beside --capacity-tokens: leave it out, or give --capacity-bytes or --out"
-            )
         return int(tokens), token_bytes
     if shape is None:
         raise ConfigError("--capacity-bytes needs the bytes of a token: add --model-shape, such as 32,8,128,2")
@@ -182,6 +192,8 @@ def scheduler_config(options: Mapping[str, Any]) -> SchedulerConfig:
     """The scheduler that the options describe."""
     from kvmon.serving.config import SchedulerConfig
 
+    if options["lookahead"] and options["acceptance"] is None:
+        raise ConfigError("drafts need the chance that one is accepted: add --acceptance, such as 0.7")
     seconds = options["transfer_seconds"] or 0.0
     if not 0.0 <= seconds < 1e9:
         raise ConfigError(f"a transfer of {seconds} seconds is none: choose more than 0")

@@ -7,6 +7,7 @@ runs.
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _RATE_PER_S = 4.0
+_WIDTH = 80
 
 
 @click.command("workload")
@@ -174,7 +176,10 @@ def _names() -> str:
     rows += [(f"  {form}", what) for form, what in DISTRIBUTIONS.values()]
     rows.append(("arrivals", ""))
     rows += [(f"  {name}", what) for name, what in ARRIVALS.items()]
-    return "\n".join(f"{name:<21} {what}".rstrip() if what else name for name, what in rows)
+    lines = []
+    for name, what in rows:
+        lines += wrap(what, initial_indent=f"{name:<21} ", subsequent_indent=" " * 22, width=_WIDTH) or [name]
+    return "\n".join(lines)
 
 
 def _summary(path: Path, workload: Workload) -> str:
@@ -182,7 +187,7 @@ def _summary(path: Path, workload: Workload) -> str:
     follow = int((~workload.independent).sum())
     parts = [
         f"{path}: {format_count(len(workload))} requests",
-        f"mean {prompt:.0f} tokens in and {output:.0f} out",
+        f"mean {prompt:,.0f} tokens in and {output:,.0f} out",
     ]
     if follow:
         parts.append(f"{format_count(follow)} follow another one")

@@ -25,7 +25,7 @@ from kvmon.serving.lifecycle import (
     take_seat,
 )
 from kvmon.serving.paged_memory import admit_pages, chain_length, pages_for
-from kvmon.serving.retention import copy_region, find_region
+from kvmon.serving.retention import copy_region, find_region, give_up_regions
 from kvmon.serving.state import (
     ADMIT_BY,
     AGAIN_HIT_TOKENS,
@@ -210,12 +210,14 @@ def _admit_block(serving: Serving, request: int, place: int, budget: int, prefil
     runs = serving.runs
     total = serving.live[request, TOTAL]
     kept = swapped_tokens(serving, request) if config[HOST_UNITS] else 0
-    region = find_region(serving, request) if config[RETAINED] and kept == 0 else -1
     if _must_wait_for_budget(serving, total - kept, budget, prefill):
         return BLOCKED
     asked = block_tokens(serving, request, with_lookahead(serving, request, total))
     need = granted_units(runs, (asked + config[UNIT_TOKENS] - 1) // config[UNIT_TOKENS])
+    if config[RETAINED] and serving.tally[RUNNING] == 0 and need <= config[CAPACITY_UNITS]:
+        give_up_regions(serving, need)
     at = find_run(runs, need)
+    region = find_region(serving, request) if config[RETAINED] and kept == 0 else -1
     full = full_units(serving, request) if config[ADMIT_BY] == BY_FULL else 0
     free = runs.tally[_FREE]
     reason = 0

@@ -40,7 +40,8 @@ class SchedulerConfig:
     host_tokens         size of the host tier
     lookahead_tokens    draft tokens a decoding request verifies in each step (speculative decoding); as many slots more
                         are set aside for the next ones
-    acceptance          share of drafts that is accepted, drawn for each from a hash of request and position
+    acceptance          chance that a draft is accepted if all before it were, drawn for each from a hash of request and
+                        position
     transfer_share      share of the requests whose memory another engine still reads when they have ended
     transfer_ns         how long that takes; their units are neither free nor anybody's so long
     """

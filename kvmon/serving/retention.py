@@ -1,11 +1,11 @@
 """Kernels of shared prefixes that stay behind in a contiguous pool.
 
 A sequence's keys and values are one block, so a prefix cannot be shared in place. Engines keep it instead: when a
-request with a named prefix ends, the front of its block stays as a region of its own, and the next request with that
-prefix copies it into its block instead of computing it. That saves prefill, takes memory and leaves islands.
+request with a named prefix ends, the front of its block stays as a region of its own, and the next request that begins
+with it copies it into its block instead of computing it. That saves prefill, takes memory and leaves islands.
 
 Invariant: regions are at most RETAINED, disjoint from blocks and free runs, one a prefix; at the cap the one that was
-unused for longest is given up. A region is cached and pinned: no allocation evicts it.
+unused for longest is given up. A region is cached and pinned: no allocation evicts it while anybody runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvmon.allocators.journal import CACHE, EVICT, ON, PIN, UNSHARE, put_range
-from kvmon.allocators.run_pool import give_block
+from kvmon.allocators.run_pool import RUNS, find_run, give_block
 from kvmon.jit import inner
 from kvmon.serving.state import (
     COMPUTED,
@@ -32,7 +32,7 @@ from kvmon.serving.state import (
     Serving,
 )
 
-__all__ = ["copy_region", "find_region", "keep_region", "units_to_keep"]
+__all__ = ["copy_region", "find_region", "give_up_regions", "keep_region", "units_to_keep"]
 
 # Columns of apart.
 IDENTITY = 0
@@ -60,15 +60,16 @@ def _identity(serving: Serving, request: int, tokens: int) -> int:
 
 @inner
 def find_region(serving: Serving, request: int) -> int:
-    """The region that holds the prefix of `request`; -1 when there is none."""
-    tokens = _prefix_tokens(serving, request)
-    if tokens == 0:
-        return -1
-    identity = _identity(serving, request, tokens)
+    """The longest region with which the prompt of `request` begins; -1 when there is none."""
+    most = _prefix_tokens(serving, request)
+    found = -1
+    longest = 0
     for at in range(serving.tally[REGIONS]):
-        if serving.apart[at, IDENTITY] == identity:
-            return at
-    return -1
+        tokens = serving.apart[at, TOKENS]
+        if longest < tokens <= most and serving.apart[at, IDENTITY] == _identity(serving, request, tokens):
+            found = at
+            longest = tokens
+    return found
 
 
 @inner
@@ -88,7 +89,10 @@ def units_to_keep(serving: Serving, request: int) -> int:
     if serving.config[RETAINED] == 0:
         return 0
     tokens = _prefix_tokens(serving, request)
-    if tokens == 0 or serving.live[request, COMPUTED] < tokens or find_region(serving, request) >= 0:
+    if tokens == 0 or serving.live[request, COMPUTED] < tokens:
+        return 0
+    there = find_region(serving, request)
+    if there >= 0 and serving.apart[there, TOKENS] == tokens:
         return 0
     unit_tokens = serving.config[UNIT_TOKENS]
     return int((tokens + unit_tokens - 1) // unit_tokens)
@@ -116,6 +120,13 @@ def keep_region(serving: Serving, request: int, units: int) -> None:
         put_range(serving.journal, CACHE, request, start, units)
         put_range(serving.journal, PIN, request, start, units)
         put_range(serving.journal, UNSHARE, request, start, units)
+
+
+@inner
+def give_up_regions(serving: Serving, need: int) -> None:
+    """Nobody runs: give up regions, the one unused for longest first, until a run of `need` units is free."""
+    while serving.tally[REGIONS] > 0 and find_run(serving.runs, need) == serving.runs.tally[RUNS]:
+        _give_up_oldest(serving)
 
 
 @inner

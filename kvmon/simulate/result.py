@@ -37,7 +37,9 @@ class Result:
     """Totals and averages of one run.
 
     requests / completed / refused               arrived; ended by stop or length; refused at admission
-    errors / aborted                             ended by the engine for want of memory; the client hung up
+    errors / aborted                             ended by the engine, for want of memory or by an error elsewhere; the
+                                                 client hung up
+    unfinished                                   not ended: running_at_end, waiting_at_end, or not come yet
     allocation_failures                          by reason, once a wait; at start and in mid-stream apart
     prefix_lookup_tokens / prefix_hit_tokens     of first admissions; `readmission_*` after preemptions
     tail_waste_ratio                             unfilled slots of started units / slots of active units
@@ -53,6 +55,9 @@ class Result:
     largest_at_fragmentation_ratio               largest free block / free units at those failures
     while_waiting                                see `FullPool`; None when nobody ever waited
     ttft_p50_s / ttft_p99_s                      arrival to first token in simulated seconds; None when nobody got one
+    peak_active_units                            most units that requests held at once
+    units_at_end                                 units by state when the run stopped: active, cached, pinned, deferred,
+                                                 free; prefixes that stay behind in a contiguous pool are pinned
     deadlock                                     the run stopped because nothing could move any more
     step_limit_reached                           the run stopped because its steps were used up
     duration_s / wall_seconds                    simulated time to the last step's end / time the simulator took
@@ -64,6 +69,8 @@ class Result:
     errors: int
     aborted: int
     unfinished: int
+    running_at_end: int
+    waiting_at_end: int
     allocation_failures: dict[str, int]
     failures_at_start: int
     failures_mid_stream: int
@@ -99,6 +106,7 @@ class Result:
     capacity_units: int
     unit_tokens: int
     peak_active_units: int
+    units_at_end: dict[str, int]
     steps: int
     duration_s: float
     ttft_p50_s: float | None

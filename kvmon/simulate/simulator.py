@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from kvmon.allocators import page_pool
+from kvmon.allocators import page_pool, run_pool
 from kvmon.allocators.config import AllocatorConfig, PagedConfig
 from kvmon.allocators.journal import USED, Journal, new_journal
 from kvmon.allocators.refusal import Reason
@@ -185,6 +185,8 @@ def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, sec
         errors=int(tally[at.ERRORS]),
         aborted=int(tally[at.ABORTED]),
         unfinished=len(workload) - ended,
+        running_at_end=int(tally[at.RUNNING]),
+        waiting_at_end=int(tally[at.QUEUED]),
         allocation_failures={reason.name.lower(): int(totals[reason]) for reason in Reason if totals[reason]},
         failures_at_start=int(reasons[0].sum()),
         failures_mid_stream=int(reasons[1].sum()),
@@ -224,6 +226,7 @@ def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, sec
         capacity_units=int(state.config[at.CAPACITY_UNITS]),
         unit_tokens=int(state.config[at.UNIT_TOKENS]),
         peak_active_units=int(tally[at.PEAK_ACTIVE]),
+        units_at_end=_units_by_state(state),
         steps=int(tally[at.STEPS]),
         duration_s=now_ns / 1e9,
         ttft_p50_s=float(np.percentile(ttft, 50)) if ttft.size else None,
@@ -232,6 +235,21 @@ def _result(state: at.Serving, workload: Workload, status: int, now_ns: int, sec
         step_limit_reached=status == STEP_LIMIT,
         wall_seconds=seconds,
     )
+
+
+def _units_by_state(state: at.Serving) -> dict[str, int]:
+    """Units of the first pool by their state now; they sum to its capacity."""
+    capacity = int(state.config[at.CAPACITY_UNITS])
+    if state.config[at.PAGED]:
+        tally = state.pages.tally
+        pinned, deferred = int(tally[page_pool.IDLE_PINNED]), int(tally[page_pool.DEFERRED])
+        cached, queued = int(tally[page_pool.EVICTABLE]), int(tally[page_pool.QUEUED])
+        free = queued - cached
+    else:
+        cached = deferred = 0
+        free, pinned = int(state.runs.tally[run_pool.FREE]), int(state.tally[at.REGION_UNITS])
+    active = capacity - free - cached - pinned - deferred
+    return {"active": active, "cached": cached, "pinned": pinned, "deferred": deferred, "free": free}
 
 
 def _ratio(part: float, whole: float) -> float | None:

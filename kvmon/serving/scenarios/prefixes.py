@@ -21,7 +21,7 @@ def _choosing(draw: Draw, cured: bool) -> Setup:
         900,
         "uniform:20-400/gamma:350,0.87",
         pool_tokens=16_384,
-        load=draw.number("load", 0.65, 0.75),
+        load=draw.number("load, share of the pool", 0.65, 0.75),
         prefixes=prefixes,
     )
     return Setup(work, PagedConfig(1024, 16, pin_after_hits=2, pin_share=0.2) if cured else PagedConfig(1024, 16))
@@ -34,7 +34,7 @@ def _prefix_mixed(draw: Draw, cured: bool) -> Setup:
         700,
         "uniform:20-600/gamma:150,0.87",
         pool_tokens=65_536,
-        load=draw.number("load", 0.85, 0.95),
+        load=draw.number("load, share of the pool", 0.85, 0.95),
         prefixes=SharedPrefixes(draw.whole("prefixes", 1, 3), 200),
     )
     return Setup(work, PagedConfig(4096, 16) if cured else PagedConfig(256, 256))
@@ -50,7 +50,7 @@ def _chatbot(draw: Draw, cured: bool) -> Setup:
             lengths="lognormal:250,1/gamma:250,0.87",
             steps="uniform:6-12",
             arrivals=ClosedLoop(draw.whole("clients", 36, 44), 8.0),
-            pause_s=draw.number("pause", 6.0, 10.0),
+            pause_s=draw.number("pause, s", 6.0, 10.0),
         )
     )
     return Setup(work, PagedConfig(16_384 if cured else 2_048, 16))
@@ -81,7 +81,7 @@ def _warm_cache(draw: Draw, cured: bool) -> Setup:
             400,
             seed=draw.traffic_seed,
             lengths="uniform:200-900/gamma:120,0.87",
-            arrivals=OpenLoop(draw.number("rate", 1.5, 2.5)),
+            arrivals=OpenLoop(draw.number("requests a second", 1.5, 2.5)),
             prefixes=SharedPrefixes(8, 400),
         )
     )
@@ -93,7 +93,7 @@ def _tail_waste(draw: Draw, cured: bool) -> Setup:
     unit = draw.one_of("page", (256, 512))
     slots = 65_536
     # A request holds one page for about 95 steps of 12 ms.
-    rate = draw.number("load", 1.1, 1.2) * (slots / unit) / (95 * 0.012)
+    rate = draw.number("load, share of the pool", 1.1, 1.2) * (slots / unit) / (95 * 0.012)
     work = generate(
         Traffic(
             1500,
@@ -139,7 +139,7 @@ PREFIXES = (
         "cache-thrash",
         "cache_thrash",
         "agents come back to a context of which the pool holds a part",
-        "hit rate 90 % to nothing, time to first token up, hardly a preemption",
+        "half of the context is computed again, time to first token up, hardly a preemption",
         "a pool that holds the working set",
         _cache_thrash,
         _CURED,

@@ -85,6 +85,7 @@ class Scenario:
     healthy     what it may find in the twin
     traffic, sees, avoids   the traffic, what an operator sees, what would have avoided it
     build       the setup for a draw; True: with the cure
+    draws_as    the scenario whose parameters it draws, to be compared with it at the same seed; empty: its own
     compare     more setups of the same traffic, by name, to be shown side by side with it; None: there are none
     """
 
@@ -95,6 +96,7 @@ class Scenario:
     avoids: str
     build: Build = field(repr=False)
     healthy: tuple[str, ...] = ("healthy",)
+    draws_as: str = ""
     compare: Callable[[Draw], dict[str, Setup]] | None = field(default=None, repr=False)
     cured: bool = False
 
@@ -104,7 +106,7 @@ class Scenario:
 
     def setups(self, seed: int) -> tuple[dict[str, Setup], dict[str, float | int]]:
         """The runs for `seed` by name (one without a name unless they are compared), and the parameters drawn."""
-        draw = Draw(self.name.removesuffix("-healthy"), seed)
+        draw = Draw(self.draws_as or self.name.removesuffix("-healthy"), seed)
         setups = {"": self.build(draw, self.cured)} if self.compare is None else self.compare(draw)
         label = f"{self.name} (seed {seed})"
         named = {

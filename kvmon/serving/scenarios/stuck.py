@@ -52,7 +52,7 @@ def _preemption_storm(draw: Draw, cured: bool) -> Setup:
         60,
         "uniform:5000-9000/uniform:400-900",
         pool_tokens=pages * 16,
-        load=draw.number("load", 2.0, 3.0),
+        load=draw.number("load, share of the pool", 2.0, 3.0),
     )
     admitting = SchedulerConfig(token_budget=512, admit_by="full" if cured else "chunk")
     return Setup(work, PagedConfig(pages, 16, prefix_cache=cured), admitting)
@@ -65,8 +65,8 @@ def _stranded(draw: Draw, cured: bool) -> Setup:
             260,
             seed=draw.traffic_seed,
             lengths="uniform:800-2500/uniform:100-300",
-            arrivals=OpenLoop(draw.number("rate", 5.0, 6.0)),
-            patience=Patience(draw.number("hang-ups", 0.45, 0.6), 1.0),
+            arrivals=OpenLoop(draw.number("requests a second", 5.0, 6.0)),
+            patience=Patience(draw.number("share that hangs up", 0.45, 0.6), 1.0),
         )
     )
     faults = Faults() if cured else Faults(seed=draw.seed, strand_share=1.0, strand_ns=480_000_000_000)
@@ -81,7 +81,7 @@ def _fragmentation(draw: Draw, cured: bool) -> Setup:
         900,
         "log-uniform:100-6000/uniform:100-800",
         pool_tokens=65_536,
-        load=draw.number("load", 0.58, 0.64),
+        load=draw.number("load, share of the pool", 0.58, 0.64),
     )
     refusing = SchedulerConfig(on_no_fit="refuse", on_growth_failure="abort")
     store = PagedConfig(4_096, 16) if cured else ContiguousConfig(4_096, 16, reserve="oracle")
@@ -95,7 +95,7 @@ def _reservation(draw: Draw, cured: bool) -> Setup:
             400,
             seed=draw.traffic_seed,
             lengths="sharegpt",
-            arrivals=OpenLoop(draw.number("rate", 4.0, 5.0)),
+            arrivals=OpenLoop(draw.number("requests a second", 4.0, 5.0)),
         )
     )
     slots = 16_384
@@ -113,7 +113,7 @@ def _head_of_line(draw: Draw, cured: bool) -> Setup:
         400,
         "uniform:100-400/uniform:150-400",
         pool_tokens=pages * 16,
-        load=draw.number("load", 0.28, 0.34),
+        load=draw.number("load, share of the pool", 0.28, 0.34),
         class_id=1,
     )
     first = float(base.arrival_ns[120]) / 1e9
@@ -132,7 +132,7 @@ def _capacity(draw: Draw, cured: bool) -> Setup:
         400,
         "uniform:200-1200/gamma:300,0.87",
         pool_tokens=pages * 16,
-        load=draw.number("load", 1.6, 2.0),
+        load=draw.number("load, share of the pool", 1.6, 2.0),
     )
     return Setup(work, PagedConfig(8 * pages if cured else pages, 16, prefix_cache=False), SchedulerConfig())
 
@@ -144,21 +144,21 @@ def _pinned(draw: Draw, cured: bool) -> Setup:
         500,
         "uniform:200-900/gamma:250,0.87",
         pool_tokens=16_384,
-        load=draw.number("load", 0.65, 0.75),
+        load=draw.number("load, share of the pool", 0.65, 0.75),
         prefixes=SharedPrefixes(60, 400, zipf=0.3),
     )
-    share = draw.number("pinned", 0.5, 0.6)
+    share = draw.number("share pinned", 0.5, 0.6)
     return Setup(work, PagedConfig(1_024, 16, pin_after_hits=1, pin_share=0.05 if cured else share))
 
 
 def _partition(draw: Draw, cured: bool) -> Setup:
     """A class at its quota waits while the rest of the pool is free."""
-    load = draw.number("load", 0.4, 0.5)
+    load = draw.number("load, share of the pool", 0.4, 0.5)
     big = at_load(draw.traffic_seed, 250, "uniform:400-1500/gamma:300,0.87", pool_tokens=32_768, load=load, class_id=2)
     small = at_load(
         draw.traffic_seed + 1, 250, "uniform:100-300/gamma:150,0.87", pool_tokens=32_768, load=0.1, class_id=1
     )
-    quota = draw.number("quota", 0.22, 0.3)
+    quota = draw.number("quota, share of the pool", 0.22, 0.3)
     pool = PagedConfig(2_048, 16, prefix_cache=False, quotas=((2, 0.95 if cured else quota),))
     return Setup(merge(big, small), pool)
 
@@ -166,7 +166,11 @@ def _partition(draw: Draw, cured: bool) -> Setup:
 def _short_burst(draw: Draw, cured: bool) -> Setup:
     """A burst that has to wait for about two seconds, once."""
     calm = at_load(
-        draw.traffic_seed, 300, "uniform:200-800/gamma:200,0.87", pool_tokens=32_768, load=draw.number("load", 0.3, 0.4)
+        draw.traffic_seed,
+        300,
+        "uniform:200-800/gamma:200,0.87",
+        pool_tokens=32_768,
+        load=draw.number("load, share of the pool", 0.3, 0.4),
     )
     middle = float(calm.arrival_ns[150]) / 1e9
     burst = generate(
@@ -197,7 +201,7 @@ STUCK = (
     Scenario(
         "pool-starved",
         "pool_starved",
-        "the window layers' own pool has one page of 256, a prompt needs 384 slots",
+        "the window layers' own pool has one page of 256, prompts need 384 slots and more",
         "waits for ever while the pool is empty",
         "a larger second pool",
         _pool_starved,
@@ -233,7 +237,7 @@ STUCK = (
         "reservation",
         "reservation",
         "ShareGPT lengths, blocks of 2,048 for each",
-        "requests wait at full memory of which half is never written",
+        "requests wait at full memory of which three quarters are never written",
         "pages, or growth by chunks",
         _reservation,
         _CURED,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from kvmon.cli.main import run
+from kvmon.serving.scenarios import SCENARIOS
 from kvmon.serving.step_time import StepTime, write_step_time
 
 
@@ -54,6 +56,79 @@ def test_a_size_in_bytes_needs_the_model(trace: str, capsys: pytest.CaptureFixtu
         arguments = ["--capacity-bytes", "1GiB", "--model-shape", shape, "--json", "--limit", "3"]
         assert run(["simulate", trace, *arguments]) == 0
         assert json.loads(capsys.readouterr().out)["capacity_units"] == 8192 // 16
+    for size, tokens in (("1GB", 10**9 // 131_072), ("1024M", 8192)):
+        arguments = ["--capacity-bytes", size, "--model-shape", "32,8,128,2", "--json", "--block-size", "1"]
+        assert run(["simulate", trace, *arguments]) == 0
+        assert json.loads(capsys.readouterr().out)["capacity_units"] == tokens
+
+
+def test_bytes_are_shown_where_a_token_has_some(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pool and the most that was held, in bytes; nothing of it without a model."""
+    arguments = ["simulate", trace, "--capacity-tokens", "8192"]
+    assert run([*arguments, "--model-shape", "llama-3.1-8b"]) == 0
+    text = capsys.readouterr().out
+    assert "1.0 GiB, 8,192 tokens of 131,072 B" in text
+    held = re.search(r"that requests held +(\d+) of 512 \(.* %\), (.*) MiB", text)
+    assert held is not None and float(held[2]) == pytest.approx(int(held[1]) * 2, abs=0.1)
+    assert run(arguments) == 0
+    assert "iB" not in capsys.readouterr().out
+
+
+def test_the_known_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a token weighs, and what a window adds."""
+    assert run(["simulate", "--shapes"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"llama-3.1-8b +131,072", text) and re.search(r"gemma-3-27b +81,920 +425,984 of the last", text)
+    assert run(["simulate", "--shapes", "--json"]) == 0
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+    assert models["deepseek-v3"]["layer_elements"] == 576 and "llama-3.1-8b" in models
+
+
+CONCLUSIONS = {
+    "leak": "The allocator leaks",
+    "double-free": "units back twice",
+    "not-kv": "died of an error, and not for want of KV memory",
+    "stranded": "transfers never ended",
+    "never-fits": "a request that can never fit waits before them",
+    "pool-starved": "the window group's own pool is too small",
+    "deadlock": "with memory, 20 waiting, none can go on; allow preemption",
+    "preemption-storm": "Requests preempted each other",
+    "server-failures": "Fragmentation made 1 request fail",
+    "reservation": "reserved and never written",
+    "tail-waste": "unfilled rest of pages",
+    "partition": "A quota kept requests waiting",
+    "pinned": "Pinned content kept requests waiting",
+    "reclaim-failed": "because nobody evicted it",
+    "warm-cache": "Memory never kept a request waiting",
+}
+
+
+@pytest.mark.parametrize("name", CONCLUSIONS)
+def test_the_last_line_says_what_the_totals_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Faults and what holds for ever come before waits; a twin is labelled by what it may show."""
+    assert run(["simulate", "--scenario", name]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert CONCLUSIONS[name] in shown
+    assert f"stands for {SCENARIOS[name].verdict} " in shown
+    assert run(["simulate", "--scenario", f"{name}-healthy"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"with the cure {SCENARIOS[name].avoids} may show {' or '.join(SCENARIOS[name].healthy)} " in shown
+    assert "operator sees" not in shown
+
+
+def test_a_result_explains_itself(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ran stands beside what happened, every field is in the docs, and units sum to the pool."""
+    assert run(["simulate", trace, "--capacity-tokens", "4000", "--evict", "fifo", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["trace"], result["allocator"]["evict"], result["scheduler"]["max_sequences"]) == (
+        "small.csv",
+        "fifo",
+        256,
+    )
+    assert sum(result["units_at_end"].values()) == result["capacity_units"]
+    assert result["units_at_end"]["active"] == 0 < result["units_at_end"]["cached"]
+    page = (Path(__file__).parents[3] / "docs" / "laboratory.md").read_text()
+    assert [name for name in result if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize(
@@ -63,7 +138,7 @@ def test_a_size_in_bytes_needs_the_model(trace: str, capsys: pytest.CaptureFixtu
         (["--capacity-tokens", "8"], 2, "smaller than one block"),
         (["--capacity-tokens", "800", "--block-size", "0"], 2, "block size of at least 1"),
         (["--capacity-tokens", "800", "--capacity-bytes", "1G"], 2, "needs one size"),
-        (["--capacity-tokens", "800", "--model-shape", "32,8,128,2"], 2, "leave it out"),
+        (["--capacity-tokens", "800", "--lookahead", "4"], 2, "add --acceptance"),
         (["--capacity-bytes", "1G"], 2, "--model-shape"),
         (["--capacity-bytes", "1G", "--model-shape", "gpt-9"], 2, "no model shape"),
         (["--capacity-bytes", "lots", "--model-shape", "32,8,128,2"], 2, "no size"),
@@ -126,9 +201,9 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_one_thing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a trace, a scenario or --list there is nothing to run; a scenario takes no engine."""
+    """Without a trace, a scenario or a list there is nothing to run; a scenario takes no engine."""
     assert run(["simulate"]) == 2
-    assert "a TRACE, --scenario NAME, or --list" in capsys.readouterr().err
+    assert "a TRACE, --scenario NAME, --list, or --shapes" in capsys.readouterr().err
     for arguments in (["--evict", "lfu"], ["--capacity-tokens", "5"], ["--limit", "3"], ["--format", "csv"]):
         assert run(["simulate", "--scenario", "leak", *arguments]) == 2
         assert f"{arguments[0]} does not go here" in capsys.readouterr().err

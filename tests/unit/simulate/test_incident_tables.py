@@ -75,6 +75,23 @@ def served(pool: AllocatorConfig, page: Page, load: float) -> list[Result]:
     return [simulate(traffic(page, seed, load), pool, LOST, ONE_TOKEN_A_STEP) for seed in range(10)]
 
 
+def row(blocks: list[Result], pages: list[Result]) -> str:
+    """What docs/laboratory.md says of a page, in the order of its columns."""
+    free = np.mean([r.free_at_fragmentation_ratio or 0 for r in blocks])
+    largest = np.mean([r.largest_at_fragmentation_ratio or 0 for r in blocks])
+    lost = [np.mean([getattr(r, name) for r in blocks]) for name in ("refused", "errors", "completed")]
+    more = sum(r.completed for r in pages) / sum(r.completed for r in blocks) - 1
+    cells = [
+        f"{np.mean([r.external_fragmentation_ratio for r in blocks]):.2f}",
+        f"{free:.1%}",
+        f"{largest:.2f}",
+        " / ".join(f"{count:,.0f}" for count in lost),
+        f"{np.mean([r.page_utilization_ratio for r in pages]):.1%}",
+        f"{more:+.1%}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 @pytest.mark.parametrize("load", [0.75, 0.80])
 @pytest.mark.parametrize("name", PAGES)
 def test_contiguous_fails_with_a_quarter_free_and_pages_do_not(name: str, load: float) -> None:
@@ -82,6 +99,7 @@ def test_contiguous_fails_with_a_quarter_free_and_pages_do_not(name: str, load: 
     page = PAGES[name]
     blocks = served(ContiguousConfig(SLOTS, 1, 64), page, load)
     pages = served(PagedConfig(SLOTS // 16, 16), page, load)
+    print(f"\n| {name} at {load:.0%} {row(blocks, pages)}")
     assert np.mean([r.external_fragmentation_ratio for r in blocks]) == pytest.approx(page.fragmentation, abs=0.09)
     free = [r.free_at_fragmentation_ratio for r in blocks if r.free_at_fragmentation_ratio is not None]
     largest = [r.largest_at_fragmentation_ratio for r in blocks if r.largest_at_fragmentation_ratio is not None]

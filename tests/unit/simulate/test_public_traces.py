@@ -63,7 +63,7 @@ def test_a_smaller_pool_hits_less(mooncake: Workload) -> None:
     assert [r.evictions for r in results] == sorted((r.evictions for r in results), reverse=True)
 
 
-@pytest.mark.parametrize(("unit", "units", "most"), [(512, 16_384, 0.2), (64, 131_072, 0.4), (16, 524_288, 1.2)])
+@pytest.mark.parametrize(("unit", "units", "most"), [(512, 16_384, 0.6), (64, 131_072, 1.2), (16, 524_288, 3.0)])
 def test_a_whole_trace_takes_a_fraction_of_a_second(mooncake: Workload, unit: int, units: int, most: float) -> None:
-    """The Mooncake conversation trace, best of three, with room for a busy machine."""
+    """The Mooncake conversation trace, best of three; a shared machine is five times as slow for minutes at a time."""
     assert min(simulate(mooncake, PagedConfig(units, unit)).wall_seconds for _ in range(3)) < most

@@ -15,7 +15,7 @@ from kvmon.errors import ConfigError
 from kvmon.serving import Scheduler, SchedulerConfig, StepTime, Workload
 from kvmon.serving.checks import check_serving
 from kvmon.serving.faults import Faults
-from kvmon.serving.workloads import chat_and_agents
+from kvmon.serving.workloads import ClosedLoop, SharedPrefixes, Traffic, chat_and_agents, generate
 from kvmon.simulate import Result, infinite_cache, simulate
 from kvmon.simulate.run import FINISHED, STEP_LIMIT, STEPS_LEFT, new_clock, run
 from kvmon.simulate.simulator import demand_of, simulation_state
@@ -233,3 +233,13 @@ def test_a_million_steps(allocator: AllocatorConfig) -> None:
     assert result.unfinished == 0 and result.errors == 0
     assert result.completed == len(demand)
     assert result.wall_seconds < 60
+
+
+def test_the_longest_prefix_that_stayed_behind_is_copied() -> None:
+    """A chat's next turn begins with its last prompt: that region is found, not only one of the same length."""
+    traffic = Traffic(60, seed=3, kind="chats", prefixes=SharedPrefixes(1, 160), arrivals=ClosedLoop(1), pause_s=0.01)
+    result = simulate(
+        generate(traffic), ContiguousConfig(20_000, 1, 64, retained_prefixes=2), SchedulerConfig(), StepTime()
+    )
+    assert result.completed == 60 and result.prefix_hit_tokens > 0.5 * result.prefix_lookup_tokens
+    assert result.units_at_end["pinned"] > 0
