@@ -1,7 +1,7 @@
 """Files that are whole or not there: what is written goes to a name beside the one asked for, and takes it at the end.
 
-Invariant: nothing but a regular file is ever replaced, and one that was not to be replaced never is; what is made is
-readable by its owner alone.
+Invariant: nothing but a regular file is ever replaced, no link to one either, and one that was not to be replaced never
+is; what is made is readable by its owner alone.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class NewFile:
     def __init__(self, path: Path, what: str, *, force: bool) -> None:
         self.path = path
         self._force = force
-        self._unnamed = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._open = False
         self._may_take_name()
+        self._unnamed = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             self._fd = os.open(
                 self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -79,7 +79,9 @@ class NewFile:
                 os.unlink(self._unnamed)
 
     def _may_take_name(self) -> None:
-        if self.path.exists() and not self.path.is_file():
+        if self.path.is_symlink():
+            raise InputError(f"{self.path} is a link: give the name of the file itself")
+        if not self.path.name or (self.path.exists() and not self.path.is_file()):
             raise InputError(f"{self.path} is no file: give the name of a file")
         if self.path.exists() and not self._force:
             raise InputError(f"{self.path} exists: give another name, or --force to replace it")

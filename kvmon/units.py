@@ -12,6 +12,7 @@ from kvmon.errors import ConfigError
 __all__ = ["format_bytes", "format_count", "format_duration", "format_ratio", "parse_size"]
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_DIGITS = 15
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*$", re.IGNORECASE)
 
 
@@ -21,7 +22,7 @@ def parse_size(text: str) -> int:
     Raises ConfigError when `text` is no size.
     """
     match = _SIZE.match(text)
-    if match is None:
+    if match is None or len(match.group(1)) > _DIGITS:
         raise ConfigError(f"'{text}' is no size: write a number with K, M, G or T, such as 256M or 1.5GiB")
     base = 1000 if (match.group(3) or "").lower() == "b" else 1024
     return round(float(match.group(1)) * float(base) ** _POWERS[match.group(2).lower()])

@@ -71,18 +71,20 @@ class PagedConfig:
         _check_choice("reclaim policy", self.reclaim, RECLAIMS)
         _check_share("pin_share", self.pin_share)
         _check_quotas(self.quotas)
-        if self.pin_after_hits < 0:
+        if not 0 <= self.pin_after_hits <= _MOST_UNITS:
             raise ConfigError(
-                f"pinning after {self.pin_after_hits} hits means nothing: choose 1 or more, 0 pins nothing"
+                f"pinning after {self.pin_after_hits} hits means nothing: choose 1 to {_MOST_UNITS}, 0 pins nothing"
             )
         if bool(self.pin_after_hits) != bool(self.pin_share):
             raise ConfigError("pins need both: after how many hits a page is pinned, and a cap as a share of the pool")
         if not self.prefix_cache and (self.evict != "lru" or self.reclaim != "on-demand" or self.pin_after_hits):
             raise ConfigError("eviction, reclaim and pins are about cached prefixes: switch the prefix cache on")
-        if not 0 <= self.window_tokens <= 2**30 or not 0 <= self.window_pool_units <= _MOST_UNITS:
+        if not 0 <= self.window_tokens <= 2**30:
             raise ConfigError(
-                f"a window of {self.window_tokens} tokens is none: choose at least 1, 0 has no window group"
+                f"a window of {self.window_tokens} tokens is none: choose 1 to {2**30}, 0 has no window group"
             )
+        if not 0 <= self.window_pool_units <= _MOST_UNITS:
+            raise ConfigError(f"a window pool of {self.window_pool_units} pages is none: choose 1 to {_MOST_UNITS}")
         if self.window_pool_units and not self.window_tokens:
             raise ConfigError("a pool for the window group needs a window: give window_tokens too")
         if self.window_tokens and self.prefix_cache:
@@ -174,7 +176,7 @@ def parse_reserve(text: str) -> tuple[str, int | None]:
     if text in RESERVATIONS and text != "chunk":
         return text, None
     kind, colon, number = text.partition(":")
-    if kind == "chunk" and colon and number.isdecimal() and int(number) > 0:
+    if kind == "chunk" and colon and number.isdecimal() and len(number) < 10 and int(number) > 0:
         return "chunk", int(number)
     raise ConfigError(
         f"'{text}' is no reservation policy: write max, pow2, oracle, or chunk:N with N tokens, such as chunk:64"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmon.cli.capture import progress_of_words
-from kvmon.cli.output_file import output_option
+from kvmon.cli.output_file import not_the_input, output_option
 from kvmon.errors import ConfigError, InputError
 from kvmon.units import format_count, format_ratio
 
@@ -49,6 +49,9 @@ def command(
 
     if force and output is None:
         raise ConfigError("--force replaces a file: it goes with --output")
+    not_the_input(output, source)
+    for problem in _damage(source):
+        click.echo(f"kvmon: {source}: {problem}: only steps before that can be fitted", err=True)
     with progress_of_words([source], "reading steps") as advance:
         steps = _chosen(read_steps(source, advance), source, engine)
     fit = fit_step_time(steps.duration_ns, steps.prefill_tokens, steps.decode_sequences, steps.context_tokens)
@@ -79,6 +82,16 @@ def as_text(fit: Fit, engine: str) -> str:
     lines[-1] += f"   p95 {format_ratio(fit.p95_relative_error)}"
     lines.append(f"  set aside: {format_count(fit.outliers)} far from the rest, {format_count(fit.idle)} idle")
     return "\n".join(lines)
+
+
+def _damage(source: Path) -> list[str]:
+    """What is not sound in a capture, as its headers tell."""
+    from kvmon.capture import CaptureReader
+
+    if source.is_dir():
+        return []
+    with CaptureReader(source) as reader:
+        return [damage.what for damage in reader.damage]
 
 
 def _chosen(found: list[Steps], source: Path, engine: str | None) -> Steps:

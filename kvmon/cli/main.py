@@ -66,6 +66,7 @@ EXIT_CODES = {
     130: "interrupted",
     141: "the reader of the output went away",
 }
+_LONGEST = 700  # characters of a message
 
 
 class VerbGroup(click.Group):
@@ -143,6 +144,9 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"the machine refused{where}: {error.strerror or error}: check permissions and disk", 4, debug)
+    except MemoryError as error:
+        what = f"{error}" or "no memory left"
+        return _fail(f"the machine refused: {what[0].lower()}{what[1:]}: take a smaller pool or input", 4, debug)
     except Exception as error:
         hint = "" if debug else "; set KVMON_DEBUG=1 for the traceback"
         return _fail(f"internal error: {type(error).__name__}: {error}{hint}", 70, debug)
@@ -152,7 +156,10 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    click.echo("kvmon: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:  # what somebody gave is quoted, whatever its length
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    click.echo(f"kvmon: {line}", err=True)
     return code
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmon.cli.output_file import output_option
+from kvmon.cli.output_file import not_the_input, output_option
 from kvmon.cli.sections import SectionedCommand
 from kvmon.cli.simulate_options import (
     ENGINE_OPTIONS,
@@ -80,6 +80,8 @@ def command(
         raise ConfigError("give one thing to do: a TRACE, --scenario NAME, --list, or --shapes")
     if force and out is None:
         raise ConfigError("--force replaces a capture: it goes with --out")
+    if listing or shapes:
+        _refuse(context, (*ENGINE_OPTIONS, "limit", "trace_format", "seed", "out"), "a list runs nothing")
     if listing:
         _list(as_json)
     elif shapes:
@@ -90,6 +92,7 @@ def command(
         )
         _scenario(scenario, seed, out, force=force, as_json=as_json)
     elif trace is not None:
+        not_the_input(out, trace)
         _refuse(context, ("seed",), "a trace is what it is; a seed goes with --scenario")
         _trace(trace, trace_format, limit, engine, out, force=force, as_json=as_json)
 

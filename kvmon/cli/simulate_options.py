@@ -19,6 +19,9 @@ __all__ = ["ENGINE_OPTIONS", "SECTIONS", "allocator_config", "capacity", "engine
 
 _DEFAULT_BLOCK = {"paged": 16, "first-fit": 1, "best-fit": 1, "buddy": 1}
 _SECOND = 1_000_000_000
+_SHORTEST_TRANSFER_S, _LONGEST_TRANSFER_S = 1e-9, 1e9
+_MOST_HOST_TOKENS = 1 << 31
+_DIGITS = 18  # of a number that people type
 _PAGED = ("evict", "reclaim", "pin_after", "pin_share", "window_tokens", "window_pool_tokens")
 _CONTIGUOUS = ("reserve", "compaction", "retain")
 
@@ -161,7 +164,7 @@ def allocator_config(options: Mapping[str, Any], tokens: int) -> AllocatorConfig
     if kind != "paged":
         if options["prefix_cache"]:
             raise ConfigError("--prefix-cache belongs to paged: contiguous blocks share nothing in place, see --retain")
-        reserve, chunk = parse_reserve(options["reserve"] or "max")
+        reserve, chunk = parse_reserve("max" if options["reserve"] is None else options["reserve"])
         return ContiguousConfig(
             tokens // block,
             block,
@@ -172,19 +175,21 @@ def allocator_config(options: Mapping[str, Any], tokens: int) -> AllocatorConfig
             retained_prefixes=options["retain"] or 0,
             quotas=quotas,
         )
-    window = options["window_tokens"] or 0
+    window, pool = options["window_tokens"] or 0, options["window_pool_tokens"]
+    if pool is not None and pool < block:
+        raise ConfigError(f"--window-pool-tokens {pool} holds no page of {block}: enlarge it, or leave it out")
     cache = options["prefix_cache"]
     return PagedConfig(
         tokens // block,
         block,
         prefix_cache=not window if cache is None else cache,
-        evict=options["evict"] or "lru",
-        reclaim=options["reclaim"] or "on-demand",
+        evict="lru" if options["evict"] is None else options["evict"],
+        reclaim="on-demand" if options["reclaim"] is None else options["reclaim"],
         pin_after_hits=options["pin_after"] or 0,
-        pin_share=_share(options["pin_share"], "--pin-share") if options["pin_share"] else 0.0,
+        pin_share=_share(options["pin_share"], "--pin-share") if options["pin_share"] is not None else 0.0,
         quotas=quotas,
         window_tokens=window,
-        window_pool_units=(options["window_pool_tokens"] or 0) // block,
+        window_pool_units=(pool or 0) // block,
     )
 
 
@@ -194,10 +199,14 @@ def scheduler_config(options: Mapping[str, Any]) -> SchedulerConfig:
 
     if options["lookahead"] and options["acceptance"] is None:
         raise ConfigError("drafts need the chance that one is accepted: add --acceptance, such as 0.7")
-    seconds = options["transfer_seconds"] or 0.0
-    if not 0.0 <= seconds < 1e9:
-        raise ConfigError(f"a transfer of {seconds} seconds is none: choose more than 0")
+    seconds = options["transfer_seconds"]
+    if (seconds is None) != (options["transfer_share"] is None):
+        raise ConfigError("transfers need both: give --transfer-share and --transfer-seconds")
+    if seconds is not None and not _SHORTEST_TRANSFER_S <= seconds < _LONGEST_TRANSFER_S:
+        raise ConfigError(f"a transfer of {seconds:g} seconds is none: choose a nanosecond to 30 years")
     host = options["host_tokens"]
+    if host is not None and not 1 <= host <= _MOST_HOST_TOKENS:
+        raise ConfigError(f"a host tier of {host} tokens is none: choose 1 to {_MOST_HOST_TOKENS}")
     return SchedulerConfig(
         token_budget=options["token_budget"],
         max_sequences=options["max_seqs"],
@@ -215,7 +224,7 @@ def scheduler_config(options: Mapping[str, Any]) -> SchedulerConfig:
         lookahead_tokens=options["lookahead"] or 0,
         acceptance=options["acceptance"] or 0.0,
         transfer_share=options["transfer_share"] or 0.0,
-        transfer_ns=round(seconds * _SECOND),
+        transfer_ns=round((seconds or 0.0) * _SECOND),
     )
 
 
@@ -224,7 +233,7 @@ def _pairs(texts: tuple[str, ...], flag: str) -> list[tuple[int, str]]:
     pairs = []
     for text in texts:
         class_id, sign, value = text.partition("=")
-        if not sign or not class_id.strip().isdecimal():
+        if not sign or not class_id.strip().isdecimal() or len(class_id) > _DIGITS:
             raise ConfigError(f"{flag} '{text}' names no class: write CLASS=VALUE, such as 2=1")
         pairs.append((int(class_id), value.strip()))
     return pairs
@@ -233,6 +242,8 @@ def _pairs(texts: tuple[str, ...], flag: str) -> list[tuple[int, str]]:
 def _share(text: str, flag: str) -> float:
     """A share as 40% or 0.4."""
     try:
+        if "_" in text:
+            raise ValueError
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise ConfigError(f"{flag}: '{text}' is no share: write 40% or 0.4") from None

@@ -65,15 +65,15 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.token_budget <= _MOST:
-            raise ConfigError(f"a token budget of {self.token_budget} schedules nothing: choose at least 1")
+            raise ConfigError(f"a token budget of {self.token_budget} is not possible: choose 1 to {_MOST}")
         if not 1 <= self.max_sequences <= _MOST:
-            raise ConfigError(f"{self.max_sequences} sequences at once is none: choose at least 1")
+            raise ConfigError(f"{self.max_sequences} sequences at once are not possible: choose 1 to {_MOST}")
         if not 0.0 <= self.watermark < 1.0:
             raise ConfigError(
                 f"a watermark of {self.watermark} is no share of the pool: choose 0 or more and less than 1"
             )
         if self.max_model_len is not None and not 2 <= self.max_model_len <= _MOST:
-            raise ConfigError(f"a model length of {self.max_model_len} holds no prompt and output: choose at least 2")
+            raise ConfigError(f"a model length of {self.max_model_len} is not possible: choose 2 to {_MOST}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} '{getattr(self, name)}' is unknown: choose {' or '.join(allowed)}")

@@ -22,7 +22,6 @@ Invariant: what was written is read back equal, and a file that does not hold fo
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ __all__ = ["Origin", "StepTime", "read_step_time", "write_step_time"]
 
 _FORMAT = "kvmon step-time"
 _VERSION = 1
+_MOST_NS = 1e15
 _CONSTANTS = ("base", "prefill_token", "decode_sequence", "context_token")
 
 
@@ -49,8 +49,8 @@ class StepTime:
 
     def __post_init__(self) -> None:
         values = (self.base_ns, self.prefill_token_ns, self.decode_sequence_ns, self.context_token_ns)
-        if not all(0.0 <= value < 1e15 for value in values):
-            raise ConfigError("a step-time constant is negative or not a number: give nanoseconds of 0 or more")
+        if not all(0.0 <= value < _MOST_NS for value in values):
+            raise ConfigError("a step-time constant is no time: give nanoseconds from 0 to 1e15")
         if self.base_ns < 1.0:
             raise ConfigError("a step that takes no time never ends: give a base of at least 1 ns")
 
@@ -84,7 +84,7 @@ def read_step_time(path: Path) -> StepTime:
     version is newer than ours.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -134,7 +134,7 @@ def write_step_time(path: Path, step_time: StepTime, origin: Origin | None = Non
 
 
 def _constant(path: Path, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _MOST_NS:
         said = "is missing" if value is None else f"is {value!r}"
-        raise InputError(f"{path}: the constant {name} {said}: nanoseconds of 0 or more are needed")
+        raise InputError(f"{path}: the constant {name} {said}: nanoseconds from 0 to 1e15 are needed")
     return float(value)

@@ -25,13 +25,15 @@ from kvmon.serving.faults import Faults
 from kvmon.serving.step_time import StepTime
 from kvmon.serving.workload import Workload, check_page_hashes
 from kvmon.simulate.result import FullPool, Result
-from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NOW, STEP_LIMIT, TOO_LATE, Demand, new_clock, run
+from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NOW, STEP_LIMIT, STEPS_LEFT, TOO_LATE, Demand, new_clock, run
 
 __all__ = ["JournalSink", "demand_of", "simulate", "simulation_state"]
 
 JournalSink = Callable[[npt.NDArray[np.int64]], None]
 
 _JOURNAL_WORDS = 1 << 20
+_STEPS_AT_ONCE = 1 << 17  # Ctrl-C is heard between two calls of the compiled loop
+_NO_LIMIT = 1 << 62
 
 
 def simulate(
@@ -60,17 +62,20 @@ def simulate(
         workload, allocator, scheduler, journal_words if journal_sink is not None else 0, faults=wrong
     )
     demand = demand_of(workload, wrong)
-    clock = new_clock(most_steps, linger_ns)
+    clock = new_clock(None, linger_ns)
     model = np.array(
         [times.base_ns, times.prefill_token_ns, times.decode_sequence_ns, times.context_token_ns], np.float64
     )
     _compile(model)
     seconds = 0.0
+    steps_left = _NO_LIMIT if most_steps is None else most_steps
     status = JOURNAL_FULL
-    while status == JOURNAL_FULL:
+    while status == JOURNAL_FULL or (status == STEP_LIMIT and steps_left):
+        clock[STEPS_LEFT] = steps = min(steps_left, _STEPS_AT_ONCE)
         began = time.perf_counter()
         status = run(state, demand, clock, model)
         seconds += time.perf_counter() - began
+        steps_left -= steps - int(clock[STEPS_LEFT])
         if journal_sink is not None:
             used = int(state.journal.state[USED])
             if used:

@@ -48,6 +48,20 @@ def test_only_a_file_is_ever_replaced(tmp_path: Path, force: bool) -> None:
         assert there.read_text() == "mine"
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_is_not_replaced(tmp_path: Path, force: bool) -> None:
+    """Neither one to a file nor one that leads nowhere, and no place is a name."""
+    (tmp_path / "real").write_text("mine")
+    for name, target in (("link", "real"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match="is a link"):
+            NewFile(tmp_path / name, "it", force=force)
+        assert (tmp_path / name).is_symlink()
+    for place in (Path(), Path("/"), Path("..")):
+        with pytest.raises(InputError, match="no file"):
+            NewFile(place, "it", force=force)
+
+
 def test_a_name_that_is_taken_meanwhile_stays(tmp_path: Path) -> None:
     """What came into being while the file was written is not replaced either."""
     path = tmp_path / "x"

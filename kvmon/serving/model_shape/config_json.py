@@ -45,7 +45,7 @@ def shape_of_config(path: Path) -> ModelShape:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: give the config.json of a model") from error
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
@@ -126,7 +126,7 @@ class _Config:
     def _element_bytes(self) -> int:
         named = [fields.get(name) for fields in (self._text, self._outer) for name in ("torch_dtype", "dtype")]
         kind = next((value for value in named if value is not None), None)
-        if kind not in _ELEMENT_BYTES:
+        if not isinstance(kind, str) or kind not in _ELEMENT_BYTES:
             raise self._refused(f"its type is {kind!r}, not one of {', '.join(_ELEMENT_BYTES)}")
         return _ELEMENT_BYTES[kind]
 

@@ -15,6 +15,8 @@ from kvmon.serving.model_shape.shape import ModelShape, standard
 
 __all__ = ["model_shape", "parse_model_shape"]
 
+_LONGEST_PATH = 255
+
 
 def model_shape(text: str) -> ModelShape:
     """The shape that `text` names: `LAYERS,KV_HEADS,HEAD_DIM,BYTES`, a known model, or a `config.json`.
@@ -30,16 +32,17 @@ def model_shape(text: str) -> ModelShape:
     if model in KNOWN_MODELS and suffix in ELEMENT_BYTES:
         return KNOWN_MODELS[model].with_element_bytes(ELEMENT_BYTES[suffix], suffix)
     parts = text.split(",")
-    if len(parts) == 4 and all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) == 4 and all(part.strip().isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         layers, heads, width, size = (int(part) for part in parts)
         return standard(text.strip(), layers, heads, width, size)
-    path = Path(text.strip())
+    path = Path(text.strip()[:_LONGEST_PATH])
     if path.suffix == ".json" or (name and path.is_dir()):
         return shape_of_config(path / "config.json" if path.is_dir() else path)
-    near = get_close_matches(name.rpartition("/")[2], KNOWN_MODELS, n=3) or list(KNOWN_MODELS)
+    near = get_close_matches(name.rpartition("/")[2], KNOWN_MODELS, n=3)
+    known = f"such as {', '.join(near)}" if near else "that 'kvmon simulate --shapes' lists"
     raise ConfigError(
-        f"'{text}' is no model shape: write LAYERS,KV_HEADS,HEAD_DIM,BYTES such as 32,8,128,2, the path of the model's "
-        f"config.json, or one of {', '.join(near)}"
+        f"'{text[:80]}' is no model shape: write LAYERS,KV_HEADS,HEAD_DIM,BYTES such as 32,8,128,2, the path of the "
+        f"model's config.json, or a name {known}"
     )
 
 

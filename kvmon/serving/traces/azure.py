@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from kvmon.errors import TraceError
-from kvmon.serving.traces.columns import Rows, cells, read_lines, tokens
+from kvmon.serving.traces.columns import LATEST_NS, Rows, cells, tokens
 from kvmon.serving.workload import Workload
 
 __all__ = ["looks_like_azure", "read_azure"]
@@ -24,9 +24,8 @@ def looks_like_azure(first_line: str) -> bool:
     return [name.strip() for name in first_line.split(",")][:3] == _FIELDS
 
 
-def read_azure(path: Path) -> Workload:
-    """Read the trace. Raises TraceError with the line of the first bad row."""
-    lines = read_lines(path)
+def read_azure(path: Path, lines: list[str]) -> Workload:
+    """The trace in the `lines` of `path`. Raises TraceError with the line of the first bad row."""
     if not lines or not looks_like_azure(lines[0]):
         raise TraceError(f"{path}, line 1: the header {','.join(_FIELDS)} is needed")
     rows = Rows()
@@ -56,4 +55,7 @@ def _nanoseconds(text: str, where: str) -> int:
         raise TraceError(
             f"{where}: TIMESTAMP is '{text}': a date like 2023-11-16 18:15:46.6805900 is needed"
         ) from error
-    return int(moment.timestamp()) * 1_000_000_000 + digits
+    arrival = int(moment.timestamp()) * 1_000_000_000 + digits
+    if not -LATEST_NS <= arrival <= LATEST_NS:
+        raise TraceError(f"{where}: TIMESTAMP is '{text}': a date within 140 years of 1970 is needed")
+    return arrival

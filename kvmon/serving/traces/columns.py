@@ -5,6 +5,7 @@ Invariant: a reader raises TraceError with one line that names file, line and fi
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ import numpy as np
 from kvmon.errors import TraceError
 from kvmon.serving.workload import Workload
 
-__all__ = ["Rows", "cells", "read_lines", "tokens", "whole"]
+__all__ = ["LATEST_NS", "Rows", "cells", "read_lines", "tokens", "whole"]
 
 _MOST = 2**30
+#: The latest arrival that a trace may have: the difference of any two still fits 64 bits.
+LATEST_NS = 4_500_000_000 * 1_000_000_000
 
 
 @dataclass
@@ -88,6 +91,8 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise TraceError(f"{path} is no text file: give a request trace in CSV or JSON lines") from error
+    except IsADirectoryError as error:
+        raise TraceError(f"{path} is a directory: name the trace file in it") from error
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -110,10 +115,12 @@ def tokens(value: object, where: str, label: str) -> int:
 
 def whole(value: object, where: str, label: str) -> int:
     """A whole number of at least 0. Raises TraceError with `where` (file and line)."""
-    try:
-        number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        number = math.nan
+    number = math.nan
+    # Python also reads 1_000 and the digits of other scripts; a trace that has them is damaged.
+    strange = isinstance(value, str) and not (value.isascii() and "_" not in value)
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and not strange:
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
     if not math.isfinite(number) or number != int(number):
         raise TraceError(f"{where}: {label} is {value!r}: a whole number is needed")
     if number < 0 or number > _MOST:

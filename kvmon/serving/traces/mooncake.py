@@ -9,16 +9,16 @@ Invariant: rows are taken as they stand; a bad one is an error with its line num
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from kvmon.errors import TraceError
-from kvmon.serving.traces.columns import Rows, read_lines, tokens
+from kvmon.serving.traces.columns import LATEST_NS, Rows, tokens
 from kvmon.serving.workload import Workload
 
 __all__ = ["HASH_TOKENS", "looks_like_mooncake", "read_mooncake"]
 
 HASH_TOKENS = 512
+_IDS = 2**63 - 1
 _FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 
@@ -26,22 +26,22 @@ def looks_like_mooncake(first_line: str) -> bool:
     """Whether a line is a JSON object with the fields of the trace."""
     try:
         row = json.loads(first_line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and "input_length" in row and "output_length" in row
 
 
-def read_mooncake(path: Path) -> Workload:
-    """Read the trace. Raises TraceError with the line of the first bad row."""
+def read_mooncake(path: Path, lines: list[str]) -> Workload:
+    """The trace in the `lines` of `path`. Raises TraceError with the line of the first bad row."""
     rows = Rows()
     before = -1
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TraceError(f"{where}: not JSON: the line may be cut off") from error
         if not isinstance(row, dict) or any(name not in row for name in _FIELDS):
             raise TraceError(f"{where}: a JSON object with {', '.join(_FIELDS)} is needed")
@@ -52,8 +52,10 @@ def read_mooncake(path: Path) -> Workload:
             raise TraceError(f"{where}: arrives before the line above it: sort the trace by timestamp")
         before = arrival
         ids = row["hash_ids"]
-        if not isinstance(ids, list) or any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-            raise TraceError(f"{where}: hash_ids must be a list of whole numbers of 0 or more")
+        if not isinstance(ids, list) or any(
+            not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < _IDS for i in ids
+        ):
+            raise TraceError(f"{where}: hash_ids must be a list of whole numbers from 0, below 2**63")
         if len(ids) > -(-prompt // HASH_TOKENS):
             raise TraceError(f"{where}: {len(ids)} hash_ids for {prompt} tokens: at most one for each {HASH_TOKENS}")
         rows.add(arrival, prompt, output, identities=[i + 1 for i in ids])
@@ -61,6 +63,6 @@ def read_mooncake(path: Path) -> Workload:
 
 
 def _milliseconds(value: object, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise TraceError(f"{where}: timestamp is {value!r}: milliseconds of 0 or more are needed")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LATEST_NS / 1_000_000:
+        raise TraceError(f"{where}: timestamp is {value!r}: milliseconds of 0 or more are needed, 140 years at most")
     return round(value * 1_000_000)

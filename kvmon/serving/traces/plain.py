@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from kvmon.errors import TraceError
-from kvmon.serving.traces.columns import Rows, cells, read_lines, tokens, whole
+from kvmon.serving.traces.columns import LATEST_NS, Rows, cells, tokens, whole
 from kvmon.serving.traces.identities import Names, named
 from kvmon.serving.workload import Workload
 
@@ -35,7 +35,6 @@ __all__ = ["NEEDED", "OPTIONAL", "looks_plain", "read_plain"]
 
 NEEDED = ("arrival_s", "prompt_tokens", "output_tokens")
 OPTIONAL = ("class", "limit", "prefix_id", "prefix_tokens", "follows", "abort_s", "chat_id")
-_LONGEST_S = 4_500_000_000  # the difference of any two still fits nanoseconds of 64 bits
 
 
 def looks_plain(first_line: str) -> bool:
@@ -44,13 +43,13 @@ def looks_plain(first_line: str) -> bool:
     return all(name in names for name in NEEDED)
 
 
-def read_plain(path: Path) -> Workload:
-    """Read the trace. Raises TraceError with the line of the first bad row."""
+def read_plain(path: Path, lines: list[str]) -> Workload:
+    """The trace in the `lines` of `path`. Raises TraceError with the line of the first bad row."""
     rows = Rows()
     shared: list[tuple[int, int, int]] = []
     headers: dict[int, tuple[int, int]] = {}
     before = None
-    for where, row in _rows(path):
+    for where, row in _rows(path, lines):
         number = len(shared) + 1
         follows = whole(row.get("follows") or "0", where, "follows")
         if follows >= number:
@@ -83,9 +82,8 @@ def read_plain(path: Path) -> Workload:
     return named(workload, Names(*np.array(shared, np.int64).T))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """File and line, and the cells of each row by their column."""
-    lines = read_lines(path)
     names = [name.strip() for name in lines[0].split(",")] if lines else []
     missing = [name for name in NEEDED if name not in names]
     unknown = [name for name in names if name not in NEEDED + OPTIONAL]
@@ -129,6 +127,6 @@ def _nanoseconds(text: str, where: str, label: str) -> int:
         value = Decimal(text)
     except InvalidOperation:
         value = Decimal("nan")
-    if not value.is_finite() or value.copy_abs() > _LONGEST_S:
+    if not value.is_finite() or value.copy_abs() > LATEST_NS // 1_000_000_000:
         raise TraceError(f"{where}: {label} is '{text}': a number of seconds is needed")
     return int((value * 1_000_000_000).to_integral_value())

@@ -73,7 +73,7 @@ class ClosedLoop:
         """`n` beginnings, the clients in turn."""
         number = np.arange(1, n + 1)
         after = np.maximum(number - self.clients, 0)
-        pause = random.exponential(self.think_s, n)
+        pause = random.exponential(abs(self.think_s), n)
         return Beginnings(np.where(after == 0, 0.0, pause), after)
 
 

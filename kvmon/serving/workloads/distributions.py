@@ -21,6 +21,7 @@ from kvmon.serving.workloads.parameters import known
 __all__ = ["DISTRIBUTIONS", "Distribution", "parse_distribution"]
 
 _MOST = 2**30
+_LEAST_CV = 0.001
 _MOST_CV = 100.0
 
 _Floats = npt.NDArray[np.float64]
@@ -113,8 +114,8 @@ def parse_distribution(text: str) -> Distribution:
     if not colon or not numbers or len(numbers) != expected:
         raise ConfigError(f"'{text}' lacks its numbers: write {form}")
     if "CV" in form:
-        if not (0.0 < numbers[0] <= _MOST and 0.0 < numbers[1] <= _MOST_CV):
-            raise ConfigError(f"'{text}' cannot be drawn: a MEAN above 0 and a CV above 0, at most {_MOST_CV:g}")
+        if not (0.0 < numbers[0] <= _MOST and _LEAST_CV <= numbers[1] <= _MOST_CV):
+            raise ConfigError(f"'{text}' cannot be drawn: a MEAN above 0 and a CV from {_LEAST_CV:g} to {_MOST_CV:g}")
     elif not all(1 <= number <= _MOST and number == int(number) for number in numbers):
         raise ConfigError(f"'{text}' cannot be drawn: whole numbers from 1 to {_MOST} are needed")
     elif "LO-HI" in form and numbers[0] > numbers[1]:

@@ -68,7 +68,7 @@ def generate(traffic: Traffic) -> Workload:
     )
     n = len(chains.chain)
     begin = traffic.arrivals.begin(streams[3], int(chains.chain[-1]) + 1)
-    pause_s = streams[4].exponential(kind.pause_s if traffic.pause_s is None else traffic.pause_s, n)
+    pause_s = streams[4].exponential(kind.pause_s if traffic.pause_s is None else abs(traffic.pause_s), n)
     order, follows, arrival_ns = _scheduled(chains, begin, pause_s)
     prompt, output = chains.prompt_tokens[order], chains.output_tokens[order]
     prefix_id = chains.prefix_id[order]

@@ -94,6 +94,19 @@ def test_steps_that_are_all_alike_determine_little(tmp_path: Path, capsys: pytes
     assert "base 5 ms" in shown and "R^2 -" in shown
 
 
+def test_a_capture_that_was_cut_off_says_so(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there is fitted, with a word about the rest; nothing is written over the capture."""
+    cut = tmp_path / "cut.kvmon"
+    cut.write_bytes(simulated.read_bytes()[:-64])
+    assert run(["fit", str(cut)]) == 0
+    said = capsys.readouterr()
+    assert "only steps before that can be fitted" in said.err and "steps fitted" in said.out
+    assert run(["fit", str(cut), "-o", str(cut), "--force"]) == 2
+    assert "is what is read" in capsys.readouterr().err
+
+
 def test_what_cannot_be_fitted_is_one_line(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No steps, too few, several engines, an unknown one, no source, a file that is there: one line and the way on."""
     few, many, empty = tmp_path / "few", tmp_path / "many", tmp_path / "empty.kvmon"

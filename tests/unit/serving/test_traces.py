@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmon.errors import TraceError
+from kvmon.errors import ConfigError, TraceError
 from kvmon.serving import Workload
 from kvmon.serving.traces import TRACE_FORMATS, read_trace
 from kvmon.serving.traces.identities import Names, named, names_of
@@ -209,6 +211,14 @@ def bad(line: str, header: str) -> tuple[str, ...]:
         (bad("1,-3,4", PLAIN), 3, "from 0"),
         (bad("1,3,-4", PLAIN), 3, "from 0"),
         (bad("1,3,0", PLAIN), 3, "at least 1 token"),
+        (bad("1,1_0,4", PLAIN), 3, "whole number"),
+        (bad("1,\u0663,4", PLAIN), 3, "whole number"),
+        (bad("[" * 100_000, ""), 2, "not JSON"),
+        (bad(json.dumps(MOONCAKE | {"timestamp": 10**400}), ""), 2, "140 years"),
+        (bad(json.dumps(MOONCAKE | {"timestamp": 1e308}), ""), 2, "140 years"),
+        (bad(json.dumps(MOONCAKE | {"input_length": 10**400}), ""), 2, "whole number"),
+        (bad(json.dumps(MOONCAKE | {"hash_ids": [2**64 - 1]}), ""), 2, "below 2**63"),
+        (bad("9999-12-31 23:59:59,3,4", AZURE), 3, "140 years"),
         (bad("1,3," + "4" * 200_000, PLAIN), 3, "no row of a CSV"),
         (bad("2023-11-16 18:15:47.1,3," + "4" * 200_000, AZURE), 3, "no row of a CSV"),
         ((PLAIN + ",follows", "1,20,3,", "1,20,3,2"), 3, "this is row 2 and follows row 2"),
@@ -244,8 +254,20 @@ def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
         read_trace(tmp_path / "bytes")
     with pytest.raises(TraceError, match="cannot read"):
         read_trace(tmp_path / "absent")
-    with pytest.raises(TraceError, match=", ".join(TRACE_FORMATS)):
+    with pytest.raises(TraceError, match="is a directory"):
+        read_trace(tmp_path)
+    with pytest.raises(ConfigError, match=", ".join(TRACE_FORMATS)):
         read_trace(tmp_path / "x", "parquet")
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """A trace may come from another program: it is recognised without a second look."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(f"{PLAIN}\n0,1,2\n",))
+    writer.start()
+    assert len(read_trace(pipe)) == 1
+    writer.join()
 
 
 def test_a_format_can_be_forced(tmp_path: Path) -> None:

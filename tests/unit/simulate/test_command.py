@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +143,18 @@ def test_a_result_explains_itself(trace: str, capsys: pytest.CaptureFixture[str]
         (["--capacity-tokens", "800", "--block-size", "0"], 2, "block size of at least 1"),
         (["--capacity-tokens", "800", "--capacity-bytes", "1G"], 2, "needs one size"),
         (["--capacity-tokens", "800", "--lookahead", "4"], 2, "add --acceptance"),
+        (["--capacity-tokens", "800", "--window-tokens", "64", "--window-pool-tokens", "15"], 2, "holds no page of 16"),
+        (["--capacity-tokens", "800", "--pin-share", "1%", "--pin-after", str(2**63)], 2, "choose 1 to"),
+        (["--capacity-tokens", "800", "--max-seqs", str(2**31)], 2, "choose 1 to"),
+        (["--capacity-tokens", "800", "--evict", ""], 2, "choose lru"),
+        (["--capacity-tokens", "800", "--host-tokens", str(2**63)], 2, "choose 1 to"),
+        (["--capacity-tokens", "800", "--transfer-seconds", "1"], 2, "transfers need both"),
+        (["--capacity-tokens", "800", "--quota", f"{'9' * 5000}=5%"], 2, "names no class"),
+        (["--capacity-tokens", "800", "--quota", "0=1_0%"], 2, "write 40% or 0.4"),
+        (["--capacity-tokens", "800", "--allocator", "buddy", "--reserve", f"chunk:{'9' * 5000}"], 2, "no reservation"),
+        (["--capacity-bytes", "9" * 5000, "--model-shape", "32,8,128,2"], 2, "is no size"),
+        (["--capacity-bytes", "1G", "--model-shape", f"{'9' * 5000},1,1,1"], 2, "no model shape"),
+        (["--capacity-tokens", "800", "--format", "xml"], 2, "no trace format"),
         (["--capacity-bytes", "1G"], 2, "--model-shape"),
         (["--capacity-bytes", "1G", "--model-shape", "gpt-9"], 2, "no model shape"),
         (["--capacity-bytes", "lots", "--model-shape", "32,8,128,2"], 2, "no size"),
@@ -164,7 +180,7 @@ def test_a_result_explains_itself(trace: str, capsys: pytest.CaptureFixture[str]
         (["--capacity-tokens", "800", "--host-tokens", "-5"], 2, "host tier"),
         (["--capacity-tokens", "800", "--acceptance", "0.5"], 2, "without draft tokens"),
         (["--capacity-tokens", "800", "--transfer-share", "0.5"], 2, "transfers need both"),
-        (["--capacity-tokens", "800", "--transfer-seconds", "nan"], 2, "choose more than 0"),
+        (["--capacity-tokens", "800", "--transfer-seconds", "nan", "--transfer-share", "1"], 2, "choose a nanosecond"),
         (["--capacity-tokens", "800", "--admit-by", "luck"], 2, "unknown"),
         (["--capacity-tokens", "800", "--step-time", "nowhere.json"], 3, "nowhere.json"),
         (["--capacity-tokens", "800", "--scenario", "leak"], 2, "one thing to do"),
@@ -175,7 +191,6 @@ def test_a_result_explains_itself(trace: str, capsys: pytest.CaptureFixture[str]
             2,
             "numbers at most 134217727 units",
         ),
-        (["--capacity-tokens", "800", "--format", "xml"], 3, "no trace format"),
         (["--capacity-tokens", "800", "--format", "azure"], 3, "header TIMESTAMP"),
         (["--capacity-tokens", "800", "--limit", "0"], 2, "at least 1"),
         (["--capacity-tokens", "800", "--watermark", "2"], 2, "share of the pool"),
@@ -191,6 +206,43 @@ def test_what_cannot_work_is_one_line(
     assert captured.out == ""
     assert says in captured.err
     assert captured.err.strip().count("\n") == 0
+
+
+def test_what_is_read_is_not_written(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--force replaces a file, but not the one that the run is about."""
+    before = Path(trace).read_bytes()
+    assert run(["simulate", trace, "--capacity-tokens", "800", "--out", trace, "--force"]) == 2
+    assert "is what is read" in capsys.readouterr().err
+    assert Path(trace).read_bytes() == before
+
+
+def test_memory_that_is_not_there_is_one_line(trace: str) -> None:
+    """A pool that the machine cannot hold is the machine's refusal."""
+    arguments = [trace, "--capacity-tokens", "2147483646"]
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2); "
+        "from kvmon.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "simulate", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4 and done.stderr.count("\n") == 1
+    assert "the machine refused" in done.stderr and "take a smaller pool" in done.stderr
+
+
+def test_a_long_run_can_be_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C is heard within a run that would take hours."""
+    path = tmp_path / "long.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0,1,1073741824\n")
+    size = ["--capacity-tokens", "1073741840", "--block-size", "1024"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvmon", "simulate", str(path), *size],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
