@@ -6,18 +6,22 @@ The file depends on the workloads and the configurations alone: the same runs gi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kvmon.capture import CaptureWriter
+    import numpy as np
+    import numpy.typing as npt
+
     from kvmon.serving.scenarios import Setup
     from kvmon.simulate import Result
 
-__all__ = ["run_setup", "simulate_into_capture"]
+    Words = npt.NDArray[np.uint32]
+
+__all__ = ["record_setup", "run_setup", "simulate_into_capture"]
 
 _SECOND = 1_000_000_000
 
@@ -46,7 +50,7 @@ def simulate_into_capture(
     behind.
     """
     from kvmon.adapters.reference import second_pool_info
-    from kvmon.capture import CaptureWriter
+    from kvmon.capture import CaptureWriter, StreamFacts
     from kvmon.events.wire import MAX_UNIT
 
     for setup in setups.values():
@@ -57,14 +61,17 @@ def simulate_into_capture(
                 f"a capture numbers at most {MAX_UNIT} units and a pool has {most}: use larger blocks or a smaller pool"
             )
     with CaptureWriter(out, force=force, wall=lambda: 0) as writer:
-        return {name: _record(writer, name, setup, details or {}) for name, setup in setups.items()}
+        return {
+            name: record_setup(writer.add_stream(StreamFacts(name or "simulator")).write, setup, details)
+            for name, setup in setups.items()
+        }
 
 
-def _record(writer: CaptureWriter, name: str, setup: Setup, details: Mapping[str, Any]) -> Result:
+def record_setup(write: Callable[[Words], None], setup: Setup, details: Mapping[str, Any] | None = None) -> Result:
+    """Simulate and give every event to `write`, as words of whole frames. `details` as above."""
     from kvmon.adapters.journal_words import JournalWords
     from kvmon.adapters.lossy import LossySink
     from kvmon.adapters.reference import engine_config, pool_info, second_pool_info
-    from kvmon.capture import StreamFacts
     from kvmon.simulate import simulate
 
     allocator, scheduler, workload = setup.allocator, setup.scheduler, setup.workload
@@ -72,10 +79,10 @@ def _record(writer: CaptureWriter, name: str, setup: Setup, details: Mapping[str
         "engine": "simulator",
         "workload": workload.name,
         **engine_config(allocator, scheduler),
-        **details,
+        **(details or {}),
     }
     words = JournalWords(
-        writer.add_stream(StreamFacts(name or "simulator")).write,
+        write,
         json.dumps(config, sort_keys=True, separators=(",", ":")),
         pool_info(allocator, setup.token_bytes),
         second=second_pool_info(allocator, scheduler, setup.token_bytes),

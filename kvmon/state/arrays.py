@@ -97,6 +97,7 @@ class Misc:
     STALE_TABLES = 28  # a unit left the block tables that name it: `Requests.units` must be counted anew
     SWEEP = 29  # sweeps of the audit that were seen to begin
     STRANGE_POOL = 30  # a record was about a pool that is not known: a sweep that holds one proves nothing
+    DOUBLES = 31  # units that were given back twice, or handed out while somebody had them
     WIDTH = 32
 
 

@@ -25,6 +25,7 @@ from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.pool import PoolState
 from kvmon.state.said import Claims
 from kvmon.state.stream import StreamState
+from kvmon.state.watch import Watch
 
 __all__ = ["CHECKPOINT_VERSION", "dump", "load"]
 
@@ -141,6 +142,8 @@ def _restore(state: StreamState, description: dict[str, Any], arrays: dict[str, 
     _check_sizes(state)
     if state._detail is None:
         _forget_detail(state)
+    if state._requests is not None:  # what led here is not known; windows begin anew
+        state._watch = Watch.make(len(state._requests.id))
     rows = arrays["faults"]
     state._faults.rows[: len(rows)] = rows
     state._extra_faults = [Fault(**{**fault, "kind": FaultKind(fault["kind"])}) for fault in description["faults"]]

@@ -20,20 +20,30 @@ from kvmon.state.arrays import ACTIVE, DEFERRED, FREE, MARK_SLOTS, PINNED, UNOWN
 from kvmon.state.faults import FaultKind
 from kvmon.state.free_runs import largest_grantable
 from kvmon.state.request_records import arrival, failure, maybe, of_request, restated, wide
-from kvmon.state.requests import (
-    computed_tokens,
-    recount,
-)
+from kvmon.state.requests import computed_tokens, find_row, recount
 from kvmon.state.units import apply, note
+from kvmon.state.watch import (
+    OPEN_END,
+    REFUSALS,
+    STARVED,
+    WINDOWS,
+    W,
+    ends_wait,
+    log_refusal,
+    next_window,
+    saw_hashes,
+    saw_hit,
+    saw_step,
+)
 from kvmon.state.whole_pools import audit_slice, reset
 
-__all__ = ["DONE", "NEEDS_NODES", "NEEDS_ROWS", "TRAP", "fold"]
+__all__ = ["DONE", "LOG_FULL", "NEEDS_NODES", "NEEDS_ROWS", "TRAP", "fold"]
 
-DONE, TRAP, NEEDS_ROWS, NEEDS_NODES = range(4)
+DONE, TRAP, NEEDS_ROWS, NEEDS_NODES, LOG_FULL = range(5)
 
 _STEP, _TICK, _POOL_RESET = int(Kind.STEP), int(Kind.TICK), int(Kind.POOL_RESET)
 _ARRIVED, _HASHES, _ADMITTED = int(Kind.REQUEST_ARRIVED), int(Kind.REQUEST_HASHES), int(Kind.REQUEST_ADMITTED)
-_FIRST_TOKEN, _FAILED = int(Kind.FIRST_TOKEN), int(Kind.ALLOC_FAILED)
+_FIRST_TOKEN, _FAILED, _FINISHED = int(Kind.FIRST_TOKEN), int(Kind.ALLOC_FAILED), int(Kind.REQUEST_FINISHED)
 _OFFLOADED, _ONBOARDED = int(Kind.OFFLOADED), int(Kind.ONBOARDED)
 _TRUNCATE, _HIT, _PREEMPTED, _MIGRATED = (
     int(Kind.TRUNCATE),
@@ -69,16 +79,26 @@ _NAMES_OWNERS, _STEPS, _POOLS, _FRAME, _FRAME_START = (
 _VERIFY, _LAST_UNOWNED, _LAST_STEP_TIME = Misc.VERIFY, Misc.LAST_UNOWNED, Misc.LAST_STEP_TIME
 _STEP_START, _STEP_NS, _PREFILL, _DECODE = Misc.STEP_START, Misc.STEP_NS, Misc.PREFILL, Misc.DECODE
 _CONTEXT, _RUNNING_NOW, _WAITING_NOW, _HEAD_NEED = Misc.CONTEXT, Misc.RUNNING, Misc.WAITING, Misc.HEAD_NEED
+_H = field_offsets(Kind.CACHE_HIT)
+_H_HIT, _H_LOOKUP = _H["hit_tokens"], _H["lookup_tokens"]
+_OPEN_END, _WINDOWS_USED, _REFUSALS_USED, _STARVED = OPEN_END, WINDOWS, REFUSALS, STARVED
+_W_LEAST_DEFERRED, _W_LEAST_UNOWNED = W.LEAST_DEFERRED, W.LEAST_UNOWNED
+_W_ARRIVED, _W_ADMITTED, _W_FINISHED, _W_PREEMPTED, _W_LOST = W.ARRIVED, W.ADMITTED, W.FINISHED, W.PREEMPTED, W.LOST
 _STALE, _STRANGE, _SLOTS_LEFT = Misc.STALE_TABLES, Misc.STRANGE_POOL, Misc.SLOTS_LEFT
 
 
 @kernel
-def _mark(pools: Any, runs: Any, count: Any, second: Any) -> Any:
-    """Keep the extremes of each second of event time, so that a spike between two scrapes is seen."""
+def _mark(pools: Any, runs: Any, count: Any, second: Any, window: Any) -> Any:
+    """Keep the extremes of each second of event time, so that a spike between two scrapes is seen; and of the open
+    window the least of what may only pass by.
+    """
     slot = second % MARK_SLOTS
     for pool in range(1, count + 1):
         free = pools.counts[pool, FREE]
-        used = pools.counts[pool, ACTIVE] + pools.counts[pool, PINNED] + pools.counts[pool, DEFERRED]
+        deferred, unowned = pools.counts[pool, DEFERRED], pools.counts[pool, UNOWNED]
+        used = pools.counts[pool, ACTIVE] + pools.counts[pool, PINNED] + deferred
+        window[pool, _W_LEAST_DEFERRED] = min(window[pool, _W_LEAST_DEFERRED], deferred)
+        window[pool, _W_LEAST_UNOWNED] = min(window[pool, _W_LEAST_UNOWNED], unowned)
         largest = largest_grantable(runs, pool) if pools.runs[pool] else free
         marks = pools.marks
         if marks[pool, slot, 0] != second:
@@ -134,7 +154,16 @@ def _close_step(misc: Any, status: Any, pools: Any, detail: Any, requests: Any, 
 
 @kernel
 def _step(
-    words: Any, at: Any, misc: Any, status: Any, pools: Any, detail: Any, requests: Any, nodes: Any, faults: Any
+    words: Any,
+    at: Any,
+    misc: Any,
+    status: Any,
+    pools: Any,
+    detail: Any,
+    requests: Any,
+    nodes: Any,
+    faults: Any,
+    watch: Any,
 ) -> Any:
     misc[_STEPS] += 1
     misc[_STEP_START] = wide(words, at + _S_START)
@@ -145,6 +174,8 @@ def _step(
     misc[_RUNNING_NOW] = np.int64(words[at + _S_RUNNING]) - 1
     misc[_WAITING_NOW] = np.int64(words[at + _S_WAITING]) - 1
     misc[_HEAD_NEED] = maybe(words, at + _S_NEED, 0)
+    if watch is not None:
+        saw_step(misc, watch)
     misc[_LAST_STEP_TIME] = misc[_TIME]
     if requests is not None:
         _close_step(misc, status, pools, detail, requests, nodes, faults)
@@ -164,6 +195,7 @@ def fold(
     requests: Any,
     nodes: Any,
     faults: Any,
+    watch: Any,
 ) -> Any:
     """Apply frames from `misc[FRAME_AT]` on; DONE, or why it stopped at the record at `misc[AT]`."""
     at = misc[_AT]
@@ -171,6 +203,10 @@ def fold(
     while frame < len(ends):
         end = ends[frame]
         pool = misc[_POOL]
+        if watch is not None and times[frame] > watch.used[_OPEN_END]:
+            if watch.used[_WINDOWS_USED] + misc[_POOLS] > len(watch.windows):
+                return LOG_FULL
+            next_window(times[frame], misc, pools, detail, runs, requests, nodes, watch)
         backwards = misc[_TIME] - times[frame]
         misc[_TIME] = times[frame]
         misc[_FRAME] = numbers[frame]
@@ -208,7 +244,7 @@ def fold(
                 misc[_STRANGE] = 1
             if kind == _STEP:
                 misc[_POOL] = 1
-                _step(words, at, misc, status, pools, detail, requests, nodes, faults)
+                _step(words, at, misc, status, pools, detail, requests, nodes, faults, watch)
             elif kind == _TICK:
                 pass
             elif kind == _POOL_RESET:
@@ -220,24 +256,56 @@ def fold(
                     count = min(np.int64(words[at + 2]), pools.capacity[pool]) if repeat else n - 1
                     place, start = at + 3 if repeat else at + 2, np.int64(words[at + 1])
                     audit_slice(words, place, count, start, repeat, pool, misc, status, pools, detail, runs, faults)
-            elif kind in (_HASHES, _OFFLOADED, _ONBOARDED, _HIT):
-                pass  # demand, claims about it and traffic between pools: kept in the recording, no part of the state
-            elif requests is not None:
+            elif kind in (_OFFLOADED, _ONBOARDED):
+                pass  # traffic between pools: kept in the recording, no part of the state
+            elif kind in (_HASHES, _HIT):
+                if watch is not None and requests is not None:
+                    row = find_row(requests, np.int64(words[at + 1]))
+                    if kind == _HASHES:
+                        saw_hashes(words, at, n, row, requests, watch)
+                    else:
+                        saw_hit(
+                            np.int64(words[at + _H_HIT]) - 1,
+                            np.int64(words[at + _H_LOOKUP]) - 1,
+                            row,
+                            pools.unit_tokens[pool],
+                            requests,
+                            watch,
+                        )
+            elif requests is not None and watch is not None:
+                if watch.used[_REFUSALS_USED] == len(watch.refusals):
+                    return LOG_FULL
                 if kind in (_ARRIVED, _AUDIT_REQUEST):
                     if misc[_SLOTS_LEFT] == 0:
                         return NEEDS_ROWS
                     if kind == _ARRIVED:
                         arrival(words, at, np.int64(words[at + 1]), misc, requests, faults)
+                        watch.open[0, _W_ARRIVED] += 1
                     else:
                         restated(words, at, np.int64(words[at + 1]), misc, status, pools, detail, requests, nodes)
+                        if watch.used[_STARVED]:
+                            ends_wait(words, at, kind, misc, requests, watch)
                 elif kind == _FAILED:
                     if known:
+                        log_refusal(words, at, pool, misc, pools, detail, requests, nodes, watch)
                         failure(words, at, pool, misc, pools, requests, faults)
                 elif _FIRST_TOKEN <= kind <= _TRUNCATE or kind in (_PREEMPTED, _MIGRATED, _ADMITTED):
                     if not known:
                         note(faults, misc, np.int64(_UNKNOWN_POOL), np.int64(-1), np.int64(-1), pool)
-                    elif not of_request(words, at, kind, n, pool, misc, status, pools, detail, requests, nodes, faults):
-                        return NEEDS_NODES
+                    else:
+                        if watch.used[_STARVED]:
+                            ends_wait(words, at, kind, misc, requests, watch)
+                        if not of_request(
+                            words, at, kind, n, pool, misc, status, pools, detail, requests, nodes, faults
+                        ):
+                            return NEEDS_NODES
+                        if kind == _ADMITTED:
+                            watch.open[0, _W_ADMITTED] += 1
+                        elif kind == _FINISHED:
+                            watch.open[0, _W_FINISHED] += 1
+                        elif kind == _PREEMPTED:
+                            watch.open[0, _W_PREEMPTED] += 1
+                            watch.open[0, _W_LOST] += np.int64(words[at + 2]) - 1
                 else:
                     return TRAP
             elif kind < _ARRIVED or kind > _MIGRATED:
@@ -248,6 +316,6 @@ def fold(
         frame += 1
         misc[_FRAME_AT] = frame
         misc[_FRAME_START] = at
-        if runs is not None:
-            _mark(pools, runs, misc[_POOLS], misc[_TIME] // 1_000_000_000)
+        if runs is not None and watch is not None:
+            _mark(pools, runs, misc[_POOLS], misc[_TIME] // 1_000_000_000, watch.open)
     return DONE

@@ -1,4 +1,7 @@
-"""Kernels for the records about one request: where it is in its life, what it holds, what it was refused."""
+"""Kernels for the records about one request: where it is in its life, what it holds, what it was refused.
+
+When a wait for memory is over is seen in `kvmon.state.watch`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from kvmon.state.requests import (
     forget_request,
     leave_table,
     new_row,
-    observe_wait,
 )
 from kvmon.state.units import note
 
@@ -102,8 +104,6 @@ def restated(
     requests.decoding[row] = misc[_STEPS] + 1 if words[at + _R_DECODING] > 1 else -1
     requests.reserved[row] = maybe(words, at + _R_RESERVED, 0)
     requests.stated[row] = misc[_SWEEP]
-    if requests.state[row] == _RUNNING:
-        requests.starved[row] = 0
 
 
 @kernel
@@ -165,9 +165,6 @@ def of_request(
             note(faults, misc, np.int64(_ADMIT_NOT_WAITING), np.int64(-1), request, np.int64(-1))
         requests.state[row] = _RUNNING
         requests.admitted[row] = misc[_TIME]
-        if requests.starved[row]:
-            observe_wait(requests, misc[_TIME] - requests.starved[row])
-            requests.starved[row] = 0
     elif kind == _FIRST_TOKEN:
         requests.first_token[row] = misc[_TIME]
     elif kind in (_COMMIT, _TRUNCATE):
@@ -190,8 +187,6 @@ def of_request(
         drop_table(row, np.int64(0), status, misc, pools, detail, requests, nodes)
     elif kind == _FINISHED:
         drop_table(row, np.int64(0), status, misc, pools, detail, requests, nodes)
-        if requests.starved[row]:
-            observe_wait(requests, misc[_TIME] - requests.starved[row])
         forget_request(requests, misc, row)
     elif kind == _MIGRATED:
         old, old_n = np.int64(words[at + 2]), np.int64(words[at + 3]) - 1

@@ -8,6 +8,7 @@ depends on the past is known, and `converged` says so.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,16 @@ from kvmon.state.arrays import Array, Detail, Faults, Misc, Nodes, Pools, Reques
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.frames import FrameTable, ScanEnd, scan, whole_records
 from kvmon.state.growth import extended, grown_nodes, grown_requests
-from kvmon.state.kernels import DONE, NEEDS_NODES, NEEDS_ROWS, fold
+from kvmon.state.kernels import DONE, LOG_FULL, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
 from kvmon.state.requests import computed_tokens, end_of_table, forget_unstated, recount, slots_of_table
 from kvmon.state.said import Claims, Step, Table
+from kvmon.state.watch import OPEN_END, REFUSALS, WINDOWS, W, Watch, close_window
 from kvmon.state.whole_pools import audit_slice, clear_pool
 
 __all__ = ["StreamState"]
+
+LogSink = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
 
 _FIRST_ROWS, _FIRST_NODES, _KEPT_FAULTS = 256, 4096, 1000
 _LARGEST_POOL = 1 << 27
@@ -63,6 +67,8 @@ class StreamState:
         self._detail = Detail.make(8) if detail else None
         self._runs = Runs.make(8) if detail else None
         self._requests = Requests.make(_FIRST_ROWS) if detail else None
+        self._watch = Watch.make(_FIRST_ROWS) if detail else None
+        self._take_logs: LogSink | None = None
         self._nodes = Nodes.make(_FIRST_NODES) if detail else None
         self._misc[Misc.SLOTS_LEFT] = _FIRST_ROWS
         self._misc[Misc.NODES_LEFT] = _FIRST_NODES
@@ -181,6 +187,31 @@ class StreamState:
         ]
         return sorted(found + self._extra_faults, key=lambda fault: (fault.frame, fault.word))
 
+    # -- logs for a diagnosis --
+
+    def log_to(self, take: LogSink) -> None:
+        """Give the rows of `state.watch` to `take` (refusals, windows), each once and in order; needs detail."""
+        self._take_logs = take
+
+    def drain(self) -> None:
+        """Hand over the rows of the logs so far; nobody asked: drop them."""
+        watch = self._watch
+        if watch is None:
+            return
+        refusals, windows = int(watch.used[REFUSALS]), int(watch.used[WINDOWS])
+        if self._take_logs is not None and refusals + windows:
+            self._take_logs(watch.refusals[:refusals], watch.windows[:windows])
+        watch.used[REFUSALS] = watch.used[WINDOWS] = 0
+
+    def open_window(self) -> npt.NDArray[np.int64]:
+        """Rows of the window that has not ended yet as if it ended with the last frame (see `state.watch.W`)."""
+        if self._watch is None or self._requests is None or self._watch.used[OPEN_END] == 0:
+            return np.zeros((0, W.WIDTH), np.int64)
+        copy = Watch(*(array.copy() for array in self._watch))
+        copy.used[WINDOWS] = 0
+        close_window(self.time_ns, self._misc, self._pools, self._detail, self._runs, self._requests, self._nodes, copy)
+        return copy.windows[: int(copy.used[WINDOWS])]
+
     # -- folding --
 
     def apply(self, words: npt.NDArray[np.uint32], *, verify_checksums: bool = True) -> FrameTable:
@@ -221,6 +252,9 @@ class StreamState:
     def gap(self, *, frames: int = 0, damaged: int = 0) -> None:
         """Something is missing here: nothing that depends on the past is known until a sweep closes."""
         self.gaps += 1
+        if self._watch is not None:
+            self._watch.open[0, W.GAPS] += 1
+            self._watch.open[0, W.KNOWN] = 0
         self.missing_frames += frames
         self.damaged_frames += damaged
         self._misc[Misc.CONVERGED] = 0
@@ -253,11 +287,17 @@ class StreamState:
                 self._requests,
                 self._nodes,
                 self._faults,
+                self._watch,
             )
             if why == DONE:
                 return
+            if why == LOG_FULL:
+                self.drain()
+                continue
             if why == NEEDS_ROWS and self._requests is not None:
                 self._requests = grown_requests(self._requests, self._misc)
+                if self._watch is not None:
+                    self._watch = self._watch._replace(of_row=np.repeat(self._watch.of_row, 2, axis=0))
             elif why == NEEDS_NODES and self._nodes is not None:
                 self._nodes = grown_nodes(self._nodes, self._misc, int(self._pools.capacity.max()))
             else:
@@ -290,6 +330,8 @@ class StreamState:
         first = not self.pools
         self._attach(number, info)
         self._misc[Misc.CONVERGED] = known and bool(info.get("fresh"))
+        if self._watch is not None and self.converged:
+            self._watch.open[0, W.KNOWN] = 1
         if first and self.converged:
             self.converged_from = 0
 
@@ -407,11 +449,31 @@ class StreamState:
         if drift:
             self._note_here(FaultKind.CLAIMS_DRIFT, pool, value=drift)
         residual = claims.residual(known.capacity_units)
+        self._watch_claims(pool, known, claims, drift, residual)
         if residual:
             self._note_here(FaultKind.RESIDUAL, pool, value=residual)
 
+    def _watch_claims(
+        self, pool: int, known: PoolState, claims: Claims, drift: int | None, residual: int | None
+    ) -> None:
+        """The extremes of what the claims of this window say against the fold."""
+        if self._watch is None:
+            return
+        now = self._watch.open[pool]
+        now[W.CLAIMS] += 1
+        if residual is not None:
+            now[W.LEAST_RESIDUAL] = min(int(now[W.LEAST_RESIDUAL]), residual)
+            now[W.MOST_RESIDUAL] = max(int(now[W.MOST_RESIDUAL]), residual)
+        if drift is not None:
+            now[W.LEAST_DRIFT] = min(int(now[W.LEAST_DRIFT]), abs(drift))
+        if claims.usage is not None:
+            off = round(abs(claims.usage - known.used / known.capacity_units) * 1_000_000)
+            now[W.LEAST_GAUGE] = min(int(now[W.LEAST_GAUGE]), off)
+
     def _engine_error(self, event: Event, pool: int) -> None:
         self.errors = [*self.errors[-99:], event]
+        if self._watch is not None:
+            self._watch.open[0, W.ERRORS] += 1
 
     def _device_sample(self, event: Event, pool: int) -> None:
         self.device_samples[event.fields["device"]] = event

@@ -57,7 +57,13 @@ _PIN_WITHOUT = int(FaultKind.PIN_WITHOUT_CONTENT)
 _UNPIN_NOT_PINNED = int(FaultKind.UNPIN_NOT_PINNED)
 _DEFER_SHARED = int(FaultKind.DEFER_SHARED)
 _AT, _TIME, _CONVERGED, _FAULTS = Misc.AT, Misc.TIME, Misc.CONVERGED, Misc.FAULTS
-_FRAME, _FRAME_START, _POOL, _STALE = Misc.FRAME, Misc.FRAME_START, Misc.POOL, Misc.STALE_TABLES
+_FRAME, _FRAME_START, _POOL, _STALE, _DOUBLES = (
+    Misc.FRAME,
+    Misc.FRAME_START,
+    Misc.POOL,
+    Misc.STALE_TABLES,
+    Misc.DOUBLES,
+)
 _ALLOCATED, _RELEASED, _EVICTED, _REVIVED, _INSERTED = (
     Tally.ALLOCATED,
     Tally.RELEASED,
@@ -73,6 +79,8 @@ def note(faults: Faults, misc: Ints, kind: int, unit: int, request: int, value: 
     """Write down a fault at the record being folded; while converging nothing can be called a fault."""
     if misc[_CONVERGED] == 0:
         return
+    if kind in (_DOUBLE_FREE, _ALLOC_IN_USE):
+        misc[_DOUBLES] += 1
     row = misc[_FAULTS]
     if row < faults.rows.shape[0]:
         faults.rows[row, 0] = kind

@@ -149,7 +149,7 @@ LESSONS = (
         "time to first token up, tokens/s flat, out of memory at a quarter free; islands of retained prefixes",
         "pages with shared prefix blocks",
         _post_incident,
-        _CURED,
+        (*_CURED, "cache_thrash"),
     ),
     Scenario(
         "post-incident-without-reuse",
@@ -158,7 +158,7 @@ LESSONS = (
         "1.4 x the prefill of post-incident at the same seed, and a third of its failures at start",
         "pages with shared prefix blocks",
         _post_incident_without_reuse,
-        _CURED,
+        (*_CURED, "cache_thrash"),
         draws_as="post-incident",
     ),
     Scenario(

@@ -93,7 +93,7 @@ def _tail_waste(draw: Draw, cured: bool) -> Setup:
     unit = draw.one_of("page", (256, 512))
     slots = 65_536
     # A request holds one page for about 95 steps of 12 ms.
-    rate = draw.number("load, share of the pool", 1.1, 1.2) * (slots / unit) / (95 * 0.012)
+    rate = draw.number("load, share of the pool", 1.3, 1.4) * (slots / unit) / (95 * 0.012)
     work = generate(
         Traffic(
             1500,

@@ -106,18 +106,18 @@ def _reservation(draw: Draw, cured: bool) -> Setup:
 
 
 def _head_of_line(draw: Draw, cured: bool) -> Setup:
-    """One long request waits at the head for most of the pool; short ones behind it wait with it."""
+    """Long requests wait at the head for nearly all of the pool; short ones behind them wait with them."""
     pages = 4_096
     base = at_load(
         draw.traffic_seed,
-        400,
-        "uniform:100-400/uniform:150-400",
+        500,
+        "uniform:100-400/uniform:1000-2000",
         pool_tokens=pages * 16,
-        load=draw.number("load, share of the pool", 0.28, 0.34),
+        load=draw.number("load, share of the pool", 0.24, 0.3),
         class_id=1,
     )
-    first = float(base.arrival_ns[120]) / 1e9
-    rows = [(first, draw.whole("long prompt", 44_000, 48_000), 300, 300)]
+    prompt = draw.whole("long prompt", 58_000, 61_000)
+    rows = [(float(base.arrival_ns[place]) / 1e9, prompt, 100, 100) for place in (120, 250, 380)]
     work = merge(base, one_by_one(rows, class_id=2))
     levels = ((2, 1),) if cured else ()
     chunks = SchedulerConfig(priorities=levels)
@@ -176,7 +176,7 @@ def _short_burst(draw: Draw, cured: bool) -> Setup:
     burst = generate(
         Traffic(50, seed=draw.traffic_seed + 1, lengths="uniform:400-700/uniform:100-200", arrivals=OpenLoop(80.0))
     )
-    return Setup(merge(calm, delayed(burst, middle)), PagedConfig(8_192 if cured else 2_048, 16, prefix_cache=False))
+    return Setup(merge(calm, delayed(burst, middle)), PagedConfig(8_192 if cured else 2_304, 16, prefix_cache=False))
 
 
 STUCK = (
@@ -245,7 +245,7 @@ STUCK = (
     Scenario(
         "head-of-line",
         "head_of_line",
-        "one long request at the head, memory free, everybody waits",
+        "long requests at the head that need most of the pool, memory free, everybody waits",
         "short requests wait although they would fit",
         "a lower priority for long requests",
         _head_of_line,
@@ -266,7 +266,7 @@ STUCK = (
         "requests wait while pinned content sits idle",
         "a lower cap for pins",
         _pinned,
-        _CURED,
+        (*_CURED, "cache_thrash"),
     ),
     Scenario(
         "partition",

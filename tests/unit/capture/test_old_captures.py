@@ -103,6 +103,9 @@ def test_states_go_on_as_those_of_this_version(monkeypatch: pytest.MonkeyPatch) 
                 # An old one does not say since when it knew everything, and of its first second it kept no marks.
                 state._pools.marks[:, :, :] = NO_SECOND
                 state.converged_from = 0
+                # And it let a running request wait for memory until it ended, though it had got some.
+                state.requests.waits[:] = 0
+                state.requests.starved[:] = 0
             assert same(sought, plain)
 
 

@@ -1,0 +1,1 @@
+"""The verdicts, one file each; `kvmon.diagnosis.catalogue` lists them."""
