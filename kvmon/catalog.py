@@ -29,8 +29,9 @@ __all__ = [
 MetricKind = Literal["gauge", "counter", "histogram", "info"]
 Fidelity = Literal["exact", "sampled", "counts", "cache_only"]
 
-SERIES_BUDGET = 120
-"""Series that one rank with one pool may expose at most; every label value of every metric counted."""
+SERIES_BUDGET = 150
+"""Series that one rank with one pool may expose at most; every label value of every metric counted. A page has
+fewer: of `kvmon_verdict` only what holds is there."""
 
 FIDELITIES: dict[Fidelity, str] = {
     "exact": "the adapter sees every unit at every event",
@@ -45,6 +46,7 @@ TOPICS = {
     "fragmentation": "What could be granted now",
     "allocator": "What the allocator did",
     "requests": "What the traffic asked for and got",
+    "diagnosis": "What is wrong",
     "trust": "Whether the books add up",
     "device": "The GPU",
     "exporter": "kvmon itself",
@@ -72,6 +74,27 @@ ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("kvmon_requests", "state"): ("waiting", "running", "preempted"),
     ("kvmon_requests_finished_total", "reason"): ("unknown", "stop", "length", "abort", "error", "refused"),
     ("kvmon_gpu_memory_bytes", "state"): ("used", "reserved", "free"),
+    ("kvmon_verdict", "verdict"): (
+        "healthy",
+        "fragmentation",
+        "never_fits",
+        "pool_starved",
+        "partition",
+        "reclaim_failed",
+        "reservation",
+        "pinned",
+        "stranded",
+        "tail_waste",
+        "double_free",
+        "leak",
+        "deadlock",
+        "preemption_storm",
+        "not_kv",
+        "cache_thrash",
+        "head_of_line",
+        "capacity",
+        "telemetry_untrusted",
+    ),
 }
 """The values that a label of a metric can take, by metric and label."""
 
@@ -320,6 +343,33 @@ METRICS: tuple[Metric, ...] = (
         "Time from the first refused allocation of a request to its admission: what it waited for KV memory, not for "
         "its turn.",
         _WAITS,
+    ),
+    Metric(
+        "kvmon_verdict", "gauge", "diagnosis", "1", (*_POOL, "verdict"), _ALL,
+        "1 for each verdict that holds in the last minute of event time, and for healthy where none does; the others "
+        "are absent. `kvmon explain VERDICT` says what it means and what to do.",
+    ),
+    Metric(
+        "kvmon_memory_wait_ratio", "gauge", "diagnosis", "ratio", _POOL, _COUNTS,
+        "Share of the last minute of event time in which at least one request waited for memory of this pool.",
+    ),
+    Metric(
+        "kvmon_memory_lost_requests", "gauge", "diagnosis", "requests", _POOL, _COUNTS,
+        "Requests that were refused or aborted for want of memory of this pool in the last minute of event time.",
+    ),
+    Metric(
+        "kvmon_recomputed_ratio", "gauge", "diagnosis", "ratio", _RANK, _COUNTS,
+        "Tokens thrown away by preemptions, of the tokens prefilled in the last minute of event time. Near 1 most work "
+        "is done over and over. Absent while nothing is prefilled.",
+    ),
+    Metric(
+        "kvmon_forgotten_ratio", "gauge", "diagnosis", "ratio", _RANK, _COUNTS,
+        "Prompt tokens that were asked for before and had been evicted, of those looked up in the last minute of event "
+        "time, from a sample of page names. Absent while nothing is looked up.",
+    ),
+    Metric(
+        "kvmon_stuck_seconds", "gauge", "diagnosis", "seconds", _RANK, _COUNTS,
+        "Time in the last minute in which requests waited and steps computed nothing.",
     ),
     Metric(
         "kvmon_residual_units", "gauge", "trust", "units", _POOL, _COUNTS,

@@ -6,6 +6,7 @@ from kvmon.diagnosis.catalogue import HEALTHY, VERDICTS
 from kvmon.diagnosis.diagnosis import MOST_FINDINGS, Diagnosis
 from kvmon.diagnosis.failures import cause_of, causes
 from kvmon.diagnosis.finding import Completeness, Confidence, Evidence, Finding
+from kvmon.diagnosis.minute import Minute, Refused
 from kvmon.diagnosis.verdict import Holds, Verdict
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Evidence",
     "Finding",
     "Holds",
+    "Minute",
+    "Refused",
     "Verdict",
     "cause_of",
     "causes",

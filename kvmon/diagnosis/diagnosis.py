@@ -42,6 +42,7 @@ Ints = npt.NDArray[np.int64]
 MOST_FINDINGS = 200
 _SAMPLES = 3
 _LOST = (int(FailureOutcome.REFUSED), int(FailureOutcome.ABORTED))
+_CARRIED = ("_waits", "_windows", "_known", "_gaps", "_state", "holding", "minutes")
 _OF_WINDOWS = tuple((name, verdict) for name, verdict in VERDICTS.items() if not verdict.of_refusals)
 _OPEN = np.iinfo(np.int64).max
 # What makes a window worth a look whatever else happened in it.
@@ -109,6 +110,7 @@ class Diagnosis:
     def __init__(self, on_window: Callable[[int, int, tuple[str, ...]], None] | None = None) -> None:
         self.active: dict[int, tuple[str, ...]] = {}
         self.holding: dict[int, dict[str, Holds]] = {}
+        self.minutes: dict[int, Minute] = {}
         self.dropped = 0
         self._on_window = on_window
         self._findings: list[Finding] = []
@@ -127,7 +129,7 @@ class Diagnosis:
 
     def findings(self) -> list[Finding]:
         """Everything found so far, most important first; the window that is still open counts as if it ended now."""
-        now = self._as_of_now()
+        now = self.as_of_now()
         seen = Completeness(now._known / max(now._windows, 1), now._gaps)
         found = [replace(finding, completeness=_merged(seen, finding.completeness)) for finding in now._findings]
         return sorted(found, key=lambda finding: (VERDICTS[finding.verdict].rank, -_paid(finding), finding.start_ns))
@@ -137,11 +139,10 @@ class Diagnosis:
         found = self.findings()
         return found[0].verdict if found else HEALTHY
 
-    def now(self) -> dict[int, dict[str, Holds]]:
-        """What holds in each pool in the minute that ends now, by verdict in their order."""
-        return self._as_of_now().holding
-
-    def _as_of_now(self) -> Diagnosis:
+    def as_of_now(self) -> Diagnosis:
+        """This diagnosis as if the open window ended with the last frame: what `holding` and `minutes` have is about
+        the minute that ends now. It follows nothing, and this one is as it was.
+        """
         if self._state is None:
             return self
         self._state.drain()
@@ -149,7 +150,7 @@ class Diagnosis:
         if not len(open_rows):
             return self
         later = Diagnosis()
-        for name in ("_findings", "_open", "_minutes", "_waits", "_windows", "_known", "_gaps", "_state", "holding"):
+        for name in _CARRIED:
             setattr(later, name, copy.copy(getattr(self, name)))
         later._findings = [copy.copy(finding) for finding in self._findings]
         places = {id(finding): place for place, finding in enumerate(self._findings)}
@@ -195,6 +196,7 @@ class Diagnosis:
             self._gaps += row[W.GAPS] if pool == 1 else 0
             waits = self._waits.get(pool)
             if waits is None and not any(noises):
+                self.minutes[pool] = Minute(minute, {}, 0.0, self._exact)
                 self._tell(row[W.END], pool, {})
             else:
                 self._judge(pool, minute, waits)
@@ -202,7 +204,7 @@ class Diagnosis:
     def _judge(self, pool: int, minute: Sequence[list[int]], waits: _Waits | None) -> None:
         begin, end = minute[0][W.BEGIN], minute[-1][W.END]
         refused, waiting_s = ({}, 0.0) if waits is None else waits.during(begin, end)
-        look = Minute(minute, refused, waiting_s, self._exact)
+        look = self.minutes[pool] = Minute(minute, refused, waiting_s, self._exact)
         holds = {}
         for name, verdict in VERDICTS.items() if refused else _OF_WINDOWS:
             found = verdict.holds(look)

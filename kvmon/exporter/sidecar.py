@@ -150,6 +150,9 @@ class Sidecar:
         One pool at a time, because it takes a while.
         """
         for stream in self.followers.streams:
+            if stream.caught_up:
+                with self._lock:
+                    stream.diagnose(self._survey_age_ns)
             if stream.caught_up and stream.state.converged and stream.fidelity == "exact":
                 for number in list(stream.state.pools):
                     with self._lock:

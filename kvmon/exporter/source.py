@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kvmon.catalog import SERIES_BUDGET
+from kvmon.diagnosis import Diagnosis
 from kvmon.exporter.families import Budget
 from kvmon.exporter.follow.stream import Life, StreamFollower, Surveyed
 from kvmon.state import Marks, PoolState, Slots, Survey
@@ -75,6 +76,11 @@ class RankView:
     def life(self) -> Life:
         """How the engine is."""
         return self.follower.life
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """The diagnosis as of now."""
+        return self.follower.diagnose(self.survey_age_ns)
 
     @property
     def converged(self) -> bool:

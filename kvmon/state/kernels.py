@@ -23,6 +23,7 @@ from kvmon.state.request_records import arrival, failure, maybe, of_request, res
 from kvmon.state.requests import computed_tokens, find_row, recount
 from kvmon.state.units import apply, note
 from kvmon.state.watch import (
+    NAMING,
     OPEN_END,
     REFUSALS,
     STARVED,
@@ -43,6 +44,7 @@ DONE, TRAP, NEEDS_ROWS, NEEDS_NODES, LOG_FULL = range(5)
 
 _STEP, _TICK, _POOL_RESET = int(Kind.STEP), int(Kind.TICK), int(Kind.POOL_RESET)
 _ARRIVED, _HASHES, _ADMITTED = int(Kind.REQUEST_ARRIVED), int(Kind.REQUEST_HASHES), int(Kind.REQUEST_ADMITTED)
+_ASSIGN, _ASSIGN_RUN = int(Kind.ASSIGN), int(Kind.ASSIGN_RUN)
 _FIRST_TOKEN, _FAILED, _FINISHED = int(Kind.FIRST_TOKEN), int(Kind.ALLOC_FAILED), int(Kind.REQUEST_FINISHED)
 _OFFLOADED, _ONBOARDED = int(Kind.OFFLOADED), int(Kind.ONBOARDED)
 _TRUNCATE, _HIT, _PREEMPTED, _MIGRATED = (
@@ -81,7 +83,7 @@ _STEP_START, _STEP_NS, _PREFILL, _DECODE = Misc.STEP_START, Misc.STEP_NS, Misc.P
 _CONTEXT, _RUNNING_NOW, _WAITING_NOW, _HEAD_NEED = Misc.CONTEXT, Misc.RUNNING, Misc.WAITING, Misc.HEAD_NEED
 _H = field_offsets(Kind.CACHE_HIT)
 _H_HIT, _H_LOOKUP = _H["hit_tokens"], _H["lookup_tokens"]
-_OPEN_END, _WINDOWS_USED, _REFUSALS_USED, _STARVED = OPEN_END, WINDOWS, REFUSALS, STARVED
+_OPEN_END, _WINDOWS_USED, _REFUSALS_USED, _STARVED, _NAMING = OPEN_END, WINDOWS, REFUSALS, STARVED, NAMING
 _W_LEAST_DEFERRED, _W_LEAST_UNOWNED = W.LEAST_DEFERRED, W.LEAST_UNOWNED
 _W_ARRIVED, _W_ADMITTED, _W_FINISHED, _W_PREEMPTED, _W_LOST = W.ARRIVED, W.ADMITTED, W.FINISHED, W.PREEMPTED, W.LOST
 _STALE, _STRANGE, _SLOTS_LEFT = Misc.STALE_TABLES, Misc.STRANGE_POOL, Misc.SLOTS_LEFT
@@ -299,7 +301,9 @@ def fold(
                             words, at, kind, n, pool, misc, status, pools, detail, requests, nodes, faults
                         ):
                             return NEEDS_NODES
-                        if kind == _ADMITTED:
+                        if kind in (_ASSIGN, _ASSIGN_RUN):
+                            watch.used[_NAMING] |= 1 << pool
+                        elif kind == _ADMITTED:
                             watch.open[0, _W_ADMITTED] += 1
                         elif kind == _FINISHED:
                             watch.open[0, _W_FINISHED] += 1

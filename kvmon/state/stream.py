@@ -207,7 +207,13 @@ class StreamState:
         """Rows of the window that has not ended yet as if it ended with the last frame (see `state.watch.W`)."""
         if self._watch is None or self._requests is None or self._watch.used[OPEN_END] == 0:
             return np.zeros((0, W.WIDTH), np.int64)
-        copy = Watch(*(array.copy() for array in self._watch))
+        watch = self._watch
+        copy = watch._replace(
+            windows=np.zeros((len(watch.open), W.WIDTH), np.int64),
+            used=watch.used.copy(),
+            open=watch.open.copy(),
+            before=watch.before.copy(),
+        )
         copy.used[WINDOWS] = 0
         close_window(self.time_ns, self._misc, self._pools, self._detail, self._runs, self._requests, self._nodes, copy)
         return copy.windows[: int(copy.used[WINDOWS])]

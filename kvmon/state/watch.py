@@ -25,6 +25,7 @@ from kvmon.state.free_runs import largest_grantable
 from kvmon.state.requests import computed_tokens, end_of_table, find_row, observe_wait, recount, slots_of_table
 
 __all__ = [
+    "NAMING",
     "OPEN_END",
     "REFUSALS",
     "SEQ",
@@ -56,9 +57,9 @@ _FAR_LESS = 4  # a request that would fit while the head waits counts where it n
 _LARGEST = np.iinfo(np.int64).max
 
 
-REFUSALS, WINDOWS, OPEN_END, SEQ, BEGUN, STARVED = range(6)
-"""Of `Watch.used`: rows in either log, when the open window ends (ns), refusals so far, when it began (ns), and about
-how many requests wait for memory (0 = none does)."""
+REFUSALS, WINDOWS, OPEN_END, SEQ, BEGUN, STARVED, NAMING = range(7)
+"""Of `Watch.used`: rows in either log, when the open window ends (ns), refusals so far, when it began (ns), about how
+many requests wait for memory (0 = none does), and a bit for each pool of which an engine has named owners."""
 
 
 class R:
@@ -117,7 +118,8 @@ class Watch(NamedTuple):
         )
 
 
-_REFUSALS, _WINDOWS, _OPEN_END, _SEQ, _BEGUN, _STARVED_NOW = REFUSALS, WINDOWS, OPEN_END, SEQ, BEGUN, STARVED
+_REFUSALS, _WINDOWS, _OPEN_END, _SEQ, _BEGUN = REFUSALS, WINDOWS, OPEN_END, SEQ, BEGUN
+_STARVED_NOW, _NAMING = STARVED, NAMING
 _REFUSED, _ENDED = R.REFUSED, R.ENDED
 _RUNNING, _IDLE = int(RequestState.RUNNING), (int(RequestState.WAITING), int(RequestState.PREEMPTED))
 _WAITING, _PREEMPTED = _IDLE
@@ -149,7 +151,6 @@ _TALLIES, _TALLY_EVICTED, _TALLY_REVIVED = Tally.WIDTH, Tally.EVICTED, Tally.REV
     _PREFILL_NOW,
     _DECODE_NOW,
     _DOUBLES_SO_FAR,
-    _NAMES_OWNERS,
     _SLOTS_LEFT,
 ) = (
     Misc.TIME,
@@ -167,7 +168,6 @@ _TALLIES, _TALLY_EVICTED, _TALLY_REVIVED = Tally.WIDTH, Tally.EVICTED, Tally.REV
     Misc.PREFILL,
     Misc.DECODE,
     Misc.DOUBLES,
-    Misc.NAMES_OWNERS,
     Misc.SLOTS_LEFT,
 )
 (
@@ -327,7 +327,7 @@ def close_window(end: Any, misc: Any, pools: Any, detail: Any, runs: Any, reques
         row[_DEFERRED] = counts[pool, DEFERRED]
         row[_FREE] = counts[pool, FREE]
         row[_UNOWNED] = counts[pool, UNOWNED]
-        if not misc[_NAMES_OWNERS]:
+        if not watch.used[_NAMING] >> pool & 1:
             row[_UNOWNED] = row[_LEAST_UNOWNED] = -1
         row[_W_LARGEST] = largest_grantable(runs, pool) if pools.runs[pool] else counts[pool, FREE]
         row[_EVICTED] = pools.tally[pool, _TALLY_EVICTED] - watch.before[pool, _TALLY_EVICTED]
@@ -388,7 +388,7 @@ def log_refusal(
     out[_R_ACTIVE] = pools.counts[pool, ACTIVE]
     out[_R_PINNED] = pools.counts[pool, PINNED]
     out[_R_DEFERRED] = pools.counts[pool, DEFERRED]
-    out[_R_UNOWNED] = pools.counts[pool, UNOWNED] if misc[_NAMES_OWNERS] else -1
+    out[_R_UNOWNED] = pools.counts[pool, UNOWNED] if watch.used[_NAMING] >> pool & 1 else -1
     _slots_not_written(pool, misc, pools, detail, requests, nodes, out[_R_TAIL : _R_RESERVED + 1])
     out[_R_KNOWN] = misc[_CONVERGED]
     out[_R_RUNNING] = misc[_RUNNING_NOW]

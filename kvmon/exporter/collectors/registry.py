@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kvmon.exporter.collectors.allocator import AllocatorCollector
 from kvmon.exporter.collectors.device import DeviceCollector
+from kvmon.exporter.collectors.diagnosis import DiagnosisCollector
 from kvmon.exporter.collectors.engine import EngineCollector
 from kvmon.exporter.collectors.fragmentation import FragmentationCollector
 from kvmon.exporter.collectors.memory import MemoryCollector
@@ -33,6 +34,7 @@ class Collector(Protocol):
 # What on-call needs first comes first.
 COLLECTORS: tuple[Callable[[Source], Collector], ...] = (
     EngineCollector,
+    DiagnosisCollector,
     MemoryCollector,
     FragmentationCollector,
     RequestsCollector,

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kvmon.diagnosis import Diagnosis
 from kvmon.errors import NewerFormatError, RecordingError, SystemRefused
 from kvmon.exporter.follow.continuation import Continuation, Saved
 from kvmon.exporter.follow.recount import Counts
@@ -78,8 +79,8 @@ class StreamFollower:
     ) -> None:
         self.path = path
         self.header: Header | None = None
-        self.state = StreamState()
-        self.counts = Counts()
+        self._diagnosed: tuple[int, int | None, Diagnosis] | None = None
+        self._begin_anew()
         self.continuation = Continuation()
         self.caught_up = False
         self.problem: str | None = None
@@ -179,6 +180,13 @@ class StreamFollower:
             seen = self._surveys[pool] = Surveyed(now, self.state.next_frame, sizes, look)
         return seen
 
+    def diagnose(self, age_ns: int = 0) -> Diagnosis:
+        """The diagnosis as of now; one that is not older than `age_ns` will do, and one of the same frame."""
+        seen, now, frame = self._diagnosed, self._clock(), self.state.next_frame
+        if seen is None or (seen[1] != frame and now - seen[0] > age_ns):
+            seen = self._diagnosed = (now, frame, self.diagnosis.as_of_now())
+        return seen[2]
+
     # -- following --
 
     def poll(self) -> Progress:
@@ -212,7 +220,14 @@ class StreamFollower:
             self._kept = self.saved()
         self._reader = self._live = self._epoch = None
         self._surveys.clear()
-        self.state, self.counts, self.continuation = StreamState(), Counts(), Continuation()
+        self._begin_anew()
+        self.continuation = Continuation()
+
+    def _begin_anew(self) -> None:
+        """Nothing was folded yet."""
+        self.state, self.counts, self.diagnosis = StreamState(), Counts(), Diagnosis()
+        self.diagnosis.follow(self.state)
+        self._diagnosed = None
 
     def _poll(self) -> Progress:
         self._alive = is_alive(self.path / "lock")
@@ -262,7 +277,7 @@ class StreamFollower:
         header, before = piece.header, self._epoch
         if header.epoch != before:
             self.header, self._epoch = header, header.epoch
-            self.state, self.counts = StreamState(), Counts()
+            self._begin_anew()
             kept = self._kept if self._kept is not None and self._kept.epoch == header.epoch else None
             self.continuation = Continuation(kept or self._continued(header.epoch))
             if header.first_frame == 0 and piece.at.word == 0 and self.continuation.resume_at is None:

@@ -83,7 +83,7 @@ def test_now_is_what_the_recording_says_up_to_here() -> None:
     state, diagnosis = StreamState(), Diagnosis()
     diagnosis.follow(state)
     state.apply(words[:half])
-    assert [*diagnosis.now()[1]] == ["leak"]
+    assert [*diagnosis.as_of_now().holding[1]] == ["leak"]
     before = diagnosis.findings()[0]
     assert before.end_ns % WINDOW_NS and before.end_ns == state.time_ns
     state.apply(words[half:])
