@@ -31,10 +31,14 @@ check: .venv/.installed ## Check format, lint, types and that generated files ar
 	@diff -u docs/scenarios.md <($(BIN)/python docs/generate.py --scenarios) \
 	  || { echo "docs/scenarios.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
 
-docs: .venv/.installed ## Write the generated pages anew.
+docs: .venv/.installed ## Write the generated pages anew (six minutes).
 	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	@$(BIN)/python docs/generate.py --scenarios > docs/scenarios.md.new && mv docs/scenarios.md.new docs/scenarios.md
 	@$(BIN)/python docs/generate.py --figure2 > docs/figure.new && mv docs/figure.new docs/paged-vs-standard.svg
+	@mkdir -p docs/verdicts
+	@for name in $$($(BIN)/kvmon explain | cut -d ' ' -f 1); do \
+	  $(BIN)/python docs/generate.py --verdict $$name > docs/verdicts/$$name.md; done
+	@$(BIN)/python docs/generate.py --confusion > docs/confusion.new && mv docs/confusion.new docs/verdicts/README.md
 
 bench: .venv/.installed .venv/.peers ## Run the benchmarks and print their table (ARGS="probe fold" for some of them).
 	@$(BIN)/python -m tests.benchmarks $(ARGS)

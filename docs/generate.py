@@ -2,6 +2,8 @@
 
     python docs/generate.py --figure2      paged-vs-standard.svg: PagedAttention's figure 2 as the simulator has it
     python docs/generate.py --scenarios    scenarios.md: the catalogue
+    python docs/generate.py --confusion    verdicts/README.md: what was found in every scenario, seeds 10 to 29
+    python docs/generate.py --verdict NAME verdicts/NAME.md: the page that `kvmon explain NAME` prints
 
 Invariant: the same code gives the same bytes.
 """
@@ -10,9 +12,11 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
 
 from kvmon.cli.record import run_setup
 from kvmon.cli.simulate_output import comparison
+from kvmon.diagnosis.pages import first_line, page, pages
 from kvmon.serving.scenarios import PAPER, SCENARIOS, find
 
 PARTS = {
@@ -87,9 +91,84 @@ def scenarios() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"--figure2": figure2, "--scenarios": scenarios}
+SEEDS = range(10, 30)
+
+
+def confusion() -> str:
+    """The index of the verdicts, and what the diagnosis made of every scenario, as Markdown."""
+    import confusion as measured
+
+    lines = [
+        "# Verdicts",
+        "",
+        "Made by `make docs`. `kvmon explain NAME` prints the page of a verdict.",
+        "",
+        "| verdict | |",
+        "| --- | --- |",
+        *(f"| [{name}]({name}.md) | {first_line(name)} |" for name in pages()),
+        "",
+        "## What was found in every scenario",
+        "",
+        f"Thresholds (`kvmon/diagnosis/thresholds.py`) were frozen on seeds 0 to 9; these are seeds {SEEDS.start} to "
+        f"{SEEDS.stop - 1}. Each scenario",
+        "and its twin run through the simulator, every event is folded, and the finding that stands first is counted.",
+        "",
+        "| scenario | stands for | found first | in the twin | also right where five seconds are lost |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    runs = right = alarms = 0
+    losses = {scenario.name: found for scenario, found in measured.rows(SEEDS, loss=True)}
+    found_by_name = {scenario.name: (scenario, found) for scenario, found in measured.rows(SEEDS)}
+    for name, (scenario, found) in found_by_name.items():
+        fine = sum(found[verdict] for verdict in measured.allowed(scenario))
+        runs += found.total()
+        right += fine
+        if scenario.cured:
+            alarms += found.total() - fine
+            continue
+        twin = found_by_name[f"{name}-healthy"][1]
+        lost = losses[name]
+        stays = sum(lost[verdict] for verdict in (*measured.allowed(scenario), "telemetry_untrusted"))
+        stays = stays if scenario.verdict == "healthy" else lost[scenario.verdict]
+        lines.append(
+            f"| `{name}` | {scenario.verdict} | {_counts(found)} | {_counts(twin)} | {stays} of {lost.total()} |"
+        )
+    lines += [
+        "",
+        f"{right:,} of {runs:,} are right ({right / runs:.1%}); {alarms} twins show what they may not. Where events",
+        "are lost, a healthy run says `telemetry_untrusted`, which counts as right: that is what there is to say.",
+        "",
+        "## Two causes at once",
+        "",
+        "| scenario | its verdict | and besides | both found |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, first, second, found in measured.pairs(SEEDS):
+        lines.append(f"| `{name}` | {first} | {second} | {found['both']} of {found.total()} |")
+    lines += [
+        "",
+        "The explanation of a failure stands first, then conditions over time, then capacity, which is what is left,",
+        "then what cannot be trusted. A finding says how much of the past it knew, and what it could not see. Without",
+        "units (`counts`, `cache_only`) nobody can say who held the memory, and no cause that needs it is named.",
+    ]
+    return "\n".join(lines)
+
+
+def _counts(found: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.most_common())
+
+
+def verdict_page(name: str) -> str:
+    """The page of a verdict as it ships."""
+    return page(name).rstrip()
+
+
+PAGES = {"--figure2": figure2, "--scenarios": scenarios, "--confusion": confusion}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in PAGES:
-        sys.exit(f"generate.py: give one of {', '.join(PAGES)}")
-    print(PAGES[sys.argv[1]]())
+    if len(sys.argv) == 3 and sys.argv[1] == "--verdict" and sys.argv[2] in pages():
+        print(verdict_page(sys.argv[2]))
+    elif len(sys.argv) == 2 and sys.argv[1] in PAGES:
+        print(PAGES[sys.argv[1]]())
+    else:
+        sys.exit(f"generate.py: give one of {', '.join(PAGES)}, or --verdict NAME")

@@ -55,11 +55,13 @@ class _Waits:
     def __init__(self) -> None:
         self.rows = np.zeros((0, R.WIDTH), np.int64)
         self.cause = np.zeros(0, np.int64)
+        self.lost = np.zeros(0, np.bool_)
         self.end = np.zeros(0, np.int64)
 
     def add(self, rows: Ints, cause: Ints) -> None:
         self.rows = np.concatenate([self.rows, rows])
         self.cause = np.concatenate([self.cause, cause])
+        self.lost = np.concatenate([self.lost, np.isin(rows[:, R.OUTCOME], _LOST)])
         # a request that waits already, or that nobody knows, begins no wait of its own
         ends = np.where(rows[:, R.SEQ] > 0, _OPEN, rows[:, R.TIME])
         self.end = np.concatenate([self.end, ends])
@@ -73,32 +75,42 @@ class _Waits:
         mine = sequence[at] == ended[:, R.SEQ] if len(sequence) else np.zeros(len(ended), np.bool_)
         self.end[begun[at[mine]]] = ended[mine, R.TIME]
 
+    def settle(self, end: int) -> None:
+        """Nobody waits at `end`, or nobody knows: waits that seem to last were over by then."""
+        last = (self.end == _OPEN) & (self.rows[:, R.TIME] <= end)
+        if last.any():
+            self.end[last] = end
+
     def forget(self, before: int) -> None:
-        """Drop what ended, and was refused, before this time."""
+        """Drop what ended, and was refused, before this time, once it is the better part."""
         keep = (self.end > before) | (self.rows[:, R.TIME] > before)
-        self.rows, self.cause, self.end = self.rows[keep], self.cause[keep], self.end[keep]
+        if 2 * np.count_nonzero(keep) <= len(keep):
+            self.rows, self.cause, self.lost = self.rows[keep], self.cause[keep], self.lost[keep]
+            self.end = self.end[keep]
 
     def during(self, begin: int, end: int) -> tuple[dict[str, Refused], float]:
         """What was refused after `begin` and until `end`, and the seconds in which somebody waited."""
-        times = self.rows[:, R.TIME]
-        inside = (times > begin) & (times <= end)
-        waited = np.minimum(self.end, end) - np.maximum(times, begin)
-        waited = np.where(times <= end, np.maximum(waited, 0), 0)
-        if not len(times) or not (inside.any() or waited.any()):
+        times = self.rows[:, R.TIME]  # in their order
+        first, last = np.searchsorted(times, [begin, end], side="right").tolist()
+        begins, ends = np.maximum(times[:last], begin), np.minimum(self.end[:last], end)
+        waited = np.maximum(ends - begins, 0)
+        waits = waited > 0
+        shown = waits.copy()
+        shown[first:] = True
+        if not shown.any():
             return {}, 0.0
-        lost = inside & np.isin(self.rows[:, R.OUTCOME], _LOST)
+        causes = self.cause[:last]
+        count = np.bincount(causes[first:], minlength=len(CAUSES)).tolist()
+        lost = np.bincount(causes[first:][self.lost[first:last]], minlength=len(CAUSES)).tolist()
+        seconds = (np.bincount(causes, waited, len(CAUSES)) / 1e9).tolist()
         found: dict[str, Refused] = {}
-        for number in np.unique(self.cause[inside | (waited > 0)]).tolist():
-            of_cause = self.cause == number
-            shown = np.flatnonzero(of_cause & (inside | (waited > 0)))
-            order = np.argsort(-waited[shown] - lost[shown], kind="stable")[:_SAMPLES]
-            found[CAUSES[number]] = Refused(
-                int((of_cause & inside).sum()),
-                int((of_cause & lost).sum()),
-                float(waited[of_cause].sum()) / 1e9,
-                self.rows[shown[order]].tolist(),
-            )
-        return found, _together(np.maximum(times, begin), np.minimum(self.end, end), waited > 0)
+        for number, name in enumerate(CAUSES):
+            if count[number] or seconds[number]:
+                some = np.flatnonzero(shown & (causes == number))
+                places = [int(some[waited[some].argmax()]), *some[: _SAMPLES - 1].tolist()]
+                samples = self.rows[sorted(set(places))].tolist()
+                found[name] = Refused(count[number], lost[number], seconds[number], samples)
+        return found, _together(begins[waits], ends[waits])
 
 
 class Diagnosis:
@@ -195,6 +207,8 @@ class Diagnosis:
             self._known += row[W.KNOWN]
             self._gaps += row[W.GAPS] if pool == 1 else 0
             waits = self._waits.get(pool)
+            if waits is not None and (row[W.GAPS] or not row[W.STARVED]):
+                waits.settle(row[W.END])
             if waits is None and not any(noises):
                 self.minutes[pool] = Minute(minute, {}, 0.0, self._exact)
                 self._tell(row[W.END], pool, {})
@@ -268,10 +282,8 @@ class Diagnosis:
         return str(pool) if known is None else known.name
 
 
-def _together(begins: Ints, ends: Ints, which: npt.NDArray[np.bool_]) -> float:
-    """Seconds that these intervals cover together."""
-    order = np.argsort(begins[which], kind="stable")
-    begins, ends = begins[which][order], ends[which][order]
+def _together(begins: Ints, ends: Ints) -> float:
+    """Seconds that these intervals, ordered by their begin, cover together."""
     if not len(begins):
         return 0.0
     covered = np.maximum.accumulate(np.concatenate([begins[:1], ends[:-1]]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kvmon.diagnosis.finding import Confidence, Evidence
 from kvmon.diagnosis.minute import Minute, Refused
+from kvmon.events import Contiguity
 from kvmon.state.watch import R
 
 __all__ = ["Holds", "Verdict", "at_failure", "explained", "refusals"]
@@ -47,7 +48,8 @@ class Verdict:
 def at_failure(sample: list[int]) -> tuple[Evidence, ...]:
     """Need, free, evictable, largest block and capacity at a refused allocation."""
     names = (("need", R.NEED), ("free", R.FREE), ("evictable", R.EVICTABLE), ("largest free block", R.LARGEST))
-    said = [Evidence(f"{name} at a failure", float(sample[at]), "units") for name, at in names if sample[at] >= 0]
+    wanted = names if sample[R.CONTIGUITY] == Contiguity.REQUIRED else names[:-1]  # else any free units will do
+    said = [Evidence(f"{name} at a failure", float(sample[at]), "units") for name, at in wanted if sample[at] >= 0]
     return (*said, Evidence("capacity", float(sample[R.CAPACITY]), "units"))
 
 
@@ -70,10 +72,11 @@ def explained(
     sample = max(refused.samples, key=lambda row: row[R.NEED])
     seen = bool(sample[R.KNOWN]) and minute.exact
     missing = () if seen else ("who held the memory: the recording does not have every unit",)
-    paid = (
+    costs = (
         Evidence("requests lost", float(refused.lost), "requests"),
         Evidence("request-seconds of waiting", round(refused.waited_s, 3), "s"),
     )
+    paid = tuple(cost for cost in costs if cost.value)
     return Holds(
         "certain" if sure and seen else "likely" if seen or sure else "possible",
         f"{sentence(sample)}; {refusals(refused)} in the worst minute",

@@ -47,7 +47,7 @@ __all__ = [
 
 WINDOW_NS = 5_000_000_000
 """Length of a window: short against the minute in which an operator wants to know, long against a step."""
-_LOG_ROWS = 1024
+_LOG_ROWS = 256
 _SEEN_BITS = 15
 _SAMPLED_TOKENS = 64  # one page name in so many tokens of a prompt is remembered,
 _OFTEN_UNTIL, _SELDOM = 1024, 4  # behind the first so many tokens only each fourth of those

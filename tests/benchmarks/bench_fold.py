@@ -1,16 +1,24 @@
-"""The fold in memory: paged with and without detail, contiguous blocks with detail, and the scan that comes before
-it.
+"""The fold in memory: paged with and without detail, contiguous blocks with detail, the scan that comes before it, and
+the diagnosis beside it.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from array import array
 
 import numpy as np
 import numpy.typing as npt
 
+from kvmon.allocators import PagedConfig
+from kvmon.cli.record import record_setup
+from kvmon.diagnosis import Diagnosis
 from kvmon.events import Kind, checksum, encode
+from kvmon.serving.scenarios import find
+from kvmon.serving.scenarios.scenario import Setup
+from kvmon.serving.scenarios.traffic import at_load
+from kvmon.serving.workloads import SharedPrefixes
 from kvmon.state import StreamState, scan
 from tests.benchmarks.table import Row, best_of
 
@@ -123,6 +131,46 @@ def seconds(words: Words, *, detail: bool) -> float:
     return best_of(15, run)
 
 
+def recorded(setup: Setup) -> Words:
+    """The words of a simulated run."""
+    pieces: list[Words] = []
+    record_setup(lambda words: pieces.append(words.copy()), setup)
+    return np.concatenate(pieces)
+
+
+def healthy() -> Words:
+    """A busy engine that nothing is wrong with: 3,000 requests in 8,192 pages, never full."""
+    pool = PagedConfig(8_192, 16)
+    lengths = "uniform:200-1500/gamma:300,0.87"
+    work = at_load(1, 3000, lengths, pool_tokens=131_072, load=0.25, prefixes=SharedPrefixes(8, 320))
+    return recorded(Setup(work, pool))
+
+
+def diagnosed_share(words: Words) -> float:
+    """What a diagnosis adds to the fold of these words, of the fold; both in turns."""
+    table = scan(words)
+
+    def run(follow: bool) -> float:
+        state, diagnosis = StreamState(), Diagnosis()
+        if follow:
+            diagnosis.follow(state)
+        start = time.perf_counter()
+        state.apply_frames(words, table)
+        state.drain()
+        if follow:
+            diagnosis.findings()
+        return time.perf_counter() - start
+
+    run(True)
+    pairs = [(run(False), run(True)) for _ in range(25)]
+    plain, followed = (min(column) for column in zip(*pairs, strict=True))
+    return followed / plain - 1
+
+
+DIAGNOSIS_LIMIT = (
+    "each window of five seconds is judged in Python, about 100 us where something is wrong; to try next: only windows "
+    "in which a number has changed since the last one"
+)
 FOLD_LIMIT = (
     "one look at a unit beyond the first-level cache and a branch for each; to try next: check a whole list first, "
     "then store it without branches"
@@ -137,7 +185,10 @@ def rows() -> list[Row]:
     checked = operations / best_of(15, lambda: scan(words)) / 1e6
     runs, records = contiguous()
     blocks = records / seconds(runs, detail=True) / 1e6
+    calm, storm = diagnosed_share(healthy()), diagnosed_share(recorded(find("preemption-storm").setups(0)[0][""]))
     return [
+        Row("diagnosis beside the fold, all well", f"{calm:.1%} of the fold", "3 %", calm <= 0.03, DIAGNOSIS_LIMIT),
+        Row("diagnosis beside the fold, a preemption storm", f"{storm:.0%} of the fold"),
         Row(
             "fold in memory, paged, states only",
             f"{plain:.0f} M unit-operations/s",

@@ -175,9 +175,9 @@ def test_units_without_an_owner() -> None:
 def test_a_request_at_the_head_that_keeps_others_out() -> None:
     """vllm#31731: one long request waits with most of the memory free, and short ones behind it with it."""
     row = refused(800, 700, outcome=WAITS, time=WINDOW_NS // 2)
-    waiting = windows(2, waiting=6, fitting=5, free=700)
+    waiting = windows(2, waiting=6, fitting=5, free=700, starved=1)
     assert only(diagnosed(waiting, row)) == "head_of_line"
-    alone = windows(2, waiting=1, fitting=0, free=700)
+    alone = windows(2, waiting=1, fitting=0, free=700, starved=1)
     assert only(diagnosed(alone, row)) == "capacity"
 
 
@@ -185,8 +185,17 @@ def test_waiting_matters_when_it_lasts() -> None:
     """A wait of two seconds is silent; one that goes on is not."""
     row = refused(100, 20, outcome=WAITS, time=1)
     ended = refused(0, 0, kind=1, time=2 * 10**9)
-    assert only(diagnosed(windows(6), row, ended)) == "healthy"
-    assert only(diagnosed(windows(6), row)) == "capacity"
+    assert only(diagnosed(windows(6, starved=1), row, ended)) == "healthy"
+    assert only(diagnosed(windows(6, starved=1), row)) == "capacity"
+
+
+def test_a_wait_whose_end_was_lost_ends() -> None:
+    """Where nobody waits any more, or events are missing, a wait that seems to last is over."""
+    row = refused(100, 20, outcome=WAITS, time=1)
+    assert only(diagnosed(windows(12), row)) == "healthy"
+    rows = windows(12, starved=1)
+    rows[0] = window(0, gaps=1, starved=1)
+    assert [finding.verdict for finding in diagnosed(rows, row).findings()] == ["telemetry_untrusted"]
 
 
 def test_the_explanation_comes_first_and_what_is_left_last() -> None:

@@ -98,6 +98,7 @@ def test_memory_is_bounded_on_an_endless_stream() -> None:
     words = recorded("preemption-storm")
     table = scan(words)
     state.apply_frames(words, table)
+    state.drain()
     held = sum(len(waits.rows) for waits in diagnosis._waits.values())
     windows = np.zeros((5000, 49), np.int64)
     from tests.unit.diagnosis.rows import window

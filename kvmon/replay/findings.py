@@ -1,0 +1,124 @@
+"""Read a whole recording or capture through a diagnosis: its findings, and the refused allocations themselves.
+
+Invariant: the source is read and never changed, and its findings are those that were live at the end of it. Of the
+refused allocations the last MOST_REFUSALS are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmon.capture.copying import select_streams
+from kvmon.capture.pieces import Frames, Piece, StreamFacts, apply_piece
+from kvmon.capture.reader import CaptureReader
+from kvmon.capture.recorded import Life, read_recorded
+from kvmon.diagnosis import HEALTHY, Diagnosis, Finding, cause_of
+from kvmon.state import StreamState
+from kvmon.state.watch import R
+
+__all__ = ["MOST_REFUSALS", "Refusal", "StreamDiagnosis", "diagnose_path"]
+
+Ints = npt.NDArray[np.int64]
+
+MOST_REFUSALS = 20_000
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One refused allocation: its row of the log (`state.watch.R`), its cause, and when the wait that it began was over
+    (ns; None: it still lasts, or there was none)."""
+
+    row: list[int]
+    cause: str
+    ended_ns: int | None
+
+    @property
+    def waited(self) -> bool:
+        """Whether it began a wait."""
+        return self.row[R.SEQ] > 0
+
+
+@dataclass
+class StreamDiagnosis:
+    """One life of one stream, read to its end."""
+
+    facts: StreamFacts
+    state: StreamState = field(default_factory=StreamState)
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
+    first_ns: int | None = None
+
+    def __post_init__(self) -> None:
+        self.diagnosis.follow(self.state)
+        self.state.log_to(self._take)
+        self._refused: list[list[int]] = []
+        self._ended: dict[int, int] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, most important first."""
+        return self.diagnosis.findings()
+
+    @property
+    def verdict(self) -> str:
+        """The one word."""
+        found = self.findings
+        return found[0].verdict if found else HEALTHY
+
+    def refusals(self) -> list[Refusal]:
+        """The last refused allocations, oldest first."""
+        self.state.drain()
+        exact = self.state.config.get("fidelity", "exact") == "exact"
+        return [
+            Refusal(row, cause_of(np.array(row, np.int64), exact), self._ended.get(row[R.SEQ])) for row in self._refused
+        ]
+
+    def apply(self, piece: Piece) -> None:
+        """Fold the next piece."""
+        if self.first_ns is None and isinstance(piece, Frames) and len(piece.table.times):
+            self.first_ns = int(piece.table.times[0])
+        apply_piece(self.state, piece)
+
+    def _take(self, refusals: Ints, windows: Ints) -> None:
+        for row in refusals.tolist():
+            if row[R.KIND] == R.REFUSED:
+                self._refused.append(row)
+            else:
+                self._ended[row[R.SEQ]] = row[R.TIME]
+        if len(self._refused) > MOST_REFUSALS:
+            for row in self._refused[:-MOST_REFUSALS]:
+                self._ended.pop(row[R.SEQ], None)
+            del self._refused[:-MOST_REFUSALS]
+        self.diagnosis.take(refusals, windows)
+
+
+def diagnose_path(path: Path, progress: Callable[[int], None] = lambda words: None) -> list[StreamDiagnosis]:
+    """Diagnose a capture file, or all streams of a recording directory; `progress` is told words as they are folded.
+
+    A life of an engine is a diagnosis of its own. Raises InputError where `path` is neither.
+    """
+    found: list[StreamDiagnosis] = []
+    for piece in _pieces(path):
+        if isinstance(piece, StreamDiagnosis):
+            found.append(piece)
+            continue
+        found[-1].apply(piece)
+        progress(len(piece.words) if isinstance(piece, Frames) else 0)
+    return found
+
+
+def _pieces(path: Path) -> Iterator[StreamDiagnosis | Piece]:
+    if path.is_dir():
+        for stream in select_streams(path):
+            for piece in read_recorded(stream):
+                yield StreamDiagnosis(piece.facts) if isinstance(piece, Life) else piece
+        return
+    with CaptureReader(path) as reader:
+        for captured in reader.streams:
+            state, after = reader.begin(captured)
+            yield StreamDiagnosis(captured.facts, state)
+            yield from reader.pieces(captured, after=after, reuse=True)
