@@ -16,7 +16,7 @@ from collections import Counter
 
 from kvmon.cli.record import run_setup
 from kvmon.cli.simulate_output import comparison
-from kvmon.diagnosis.pages import first_line, page, pages
+from kvmon.diagnosis.reading import first_line, page, pages
 from kvmon.serving.scenarios import PAPER, SCENARIOS, find
 
 PARTS = {

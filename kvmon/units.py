@@ -9,7 +9,7 @@ import re
 
 from kvmon.errors import ConfigError
 
-__all__ = ["format_bytes", "format_count", "format_duration", "format_ratio", "parse_size"]
+__all__ = ["counted", "format_bytes", "format_count", "format_duration", "format_ratio", "parse_size"]
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _DIGITS = 15
@@ -37,6 +37,11 @@ def format_bytes(count: float) -> str:
             return f"{sign}{size:.0f} B" if unit == "B" else f"{sign}{size:.1f} {unit}"
         size /= 1024
     return f"{sign}{size:.1f} TiB"
+
+
+def counted(count: int, name: str) -> str:
+    """`1 unit`, `1,024 units`."""
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
 def format_count(count: int) -> str:

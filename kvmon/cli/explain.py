@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.argument("verdict", required=False)
 def command(verdict: str | None) -> None:
     """Explain VERDICT; without one, list them all with a line each."""
-    from kvmon.diagnosis.pages import first_line, page, pages
+    from kvmon.diagnosis.reading import first_line, page, pages
 
     if verdict is None:
         names = pages()

@@ -63,15 +63,15 @@ def _ranked(streams: list[StreamDiagnosis]) -> Found:
 
 def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Found) -> str:
     from kvmon.cli.findings import finding_lines
-    from kvmon.units import format_count, format_duration
+    from kvmon.units import counted, format_duration
 
     lines = [f"{answer}: {found[0][1].summary}" if found else f"{answer}: nothing was found in {path}"]
     for stream in streams:
         mine = stream.findings
         begin = stream.first_ns or 0
         seconds = max(stream.state.time_ns - begin, 0) / 1e9
-        count = "no finding" if not mine else f"{len(mine)} finding{'s' if len(mine) > 1 else ''}"
-        steps = f"{format_count(stream.state.steps)} steps"
+        count = counted(len(mine), "finding") if mine else "no finding"
+        steps = counted(stream.state.steps, "step")
         lines += ["", f"{stream.facts.name}: {format_duration(seconds)}, {steps}, {count}"]
         if not stream.state.pools:
             lines.append("   no pool was seen: the recording has lost its begin, or the engine none")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SECOND = 1_000_000_000
+_SHOWN = 0.0005  # of the pool, less would read 0.0 %
 _DID = {
     "UNKNOWN": "What became of it is not recorded",
     "WAITS": "It had to wait",
@@ -86,7 +87,7 @@ def _R() -> Any:
 def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
     from kvmon.diagnosis import VERDICTS
     from kvmon.events import FAILURE_REASONS, FailureOutcome
-    from kvmon.units import format_count, format_duration, format_ratio
+    from kvmon.units import counted, format_count, format_duration, format_ratio
 
     at, row = _R(), refusal.row
     pool = stream.state.pools.get(row[at.POOL])
@@ -95,7 +96,7 @@ def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
     who = f"Request {row[at.REQUEST]} (class {row[at.CLASS]})" if row[at.REQUEST] else "A request that is not known"
     place = "while it ran" if row[at.MID_STREAM] else "at its start"
     lines = [
-        f"{who} was refused {format_count(row[at.NEED])} units ({format_count(tokens)} tokens) of pool "
+        f"{who} was refused {counted(row[at.NEED], 'unit')} ({format_count(tokens)} tokens) of pool "
         f"{pool.name if pool else row[at.POOL]} {place}, {ago} before the end of the recording."
     ]
     did = _DID[FailureOutcome(row[at.OUTCOME]).name]
@@ -122,7 +123,8 @@ def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
             ("deferred", row[at.DEFERRED] / units),
             ("without an owner", max(row[at.UNOWNED], 0) / units),
         ]
-        lines.append("Held then: " + ", ".join(f"{name} {format_ratio(share)}" for name, share in held if share) + ".")
+        named = ", ".join(f"{name} {format_ratio(share)}" for name, share in held if share >= _SHOWN)
+        lines.append(f"Held then: {named or 'nothing'}.")
     else:
         lines.append("Who held the memory is not known: the recording does not have its whole past.")
     verdict = VERDICTS[refusal.cause]

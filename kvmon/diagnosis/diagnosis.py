@@ -30,6 +30,7 @@ from kvmon.diagnosis.thresholds import (
 )
 from kvmon.diagnosis.verdict import Holds
 from kvmon.events import FailureOutcome
+from kvmon.state.faults import FaultKind
 from kvmon.state.watch import R, W
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ Ints = npt.NDArray[np.int64]
 MOST_FINDINGS = 200
 _SAMPLES = 3
 _LOST = (int(FailureOutcome.REFUSED), int(FailureOutcome.ABORTED))
+_FAULTS = {
+    "double_free": (FaultKind.DOUBLE_FREE, FaultKind.ALLOC_IN_USE),
+    "leak": (FaultKind.UNOWNED, FaultKind.RESIDUAL),
+}
 _CARRIED = ("_waits", "_windows", "_known", "_gaps", "_state", "holding", "minutes")
 _OF_WINDOWS = tuple((name, verdict) for name, verdict in VERDICTS.items() if not verdict.of_refusals)
 _OPEN = np.iinfo(np.int64).max
@@ -143,8 +148,24 @@ class Diagnosis:
         """Everything found so far, most important first; the window that is still open counts as if it ended now."""
         now = self.as_of_now()
         seen = Completeness(now._known / max(now._windows, 1), now._gaps)
-        found = [replace(finding, completeness=_merged(seen, finding.completeness)) for finding in now._findings]
+        found = [
+            replace(finding, events=self._shown(finding), completeness=_merged(seen, finding.completeness))
+            for finding in now._findings
+        ]
         return sorted(found, key=lambda finding: (VERDICTS[finding.verdict].rank, -_paid(finding), finding.start_ns))
+
+    def _shown(self, finding: Finding) -> tuple[tuple[int, int], ...]:
+        """Events that show a finding: those of the fold's own faults where it is about them."""
+        kinds = _FAULTS.get(finding.verdict, ())
+        faults = [] if self._state is None or not kinds else self._state.faults()
+        mine = [
+            (fault.frame, fault.word)
+            for fault in faults
+            if fault.kind in kinds
+            and fault.pool == finding.pool
+            and finding.start_ns <= fault.time_ns <= finding.end_ns
+        ]
+        return tuple(mine[:_SAMPLES]) or finding.events
 
     def verdict(self) -> str:
         """The one word: what was found first, or that nothing was."""
@@ -267,7 +288,7 @@ class Diagnosis:
             found.confidence,
             found.summary,
             found.evidence,
-            found.events,
+            found.events or ((row[W.FRAME], 0),),
             verdict.avoided,
             verdict.lever,
             found.lost,

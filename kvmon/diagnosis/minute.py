@@ -42,6 +42,11 @@ class Minute:
         return self.rows[-1]
 
     @property
+    def of_stream(self) -> bool:
+        """Whether this is the pool under which what is about the whole stream is said: the first one."""
+        return self.rows[-1][W.POOL] == 1
+
+    @property
     def seconds(self) -> float:
         """How long the minute is: less at the begin of a recording."""
         return float(self.rows[-1][W.END] - self.rows[0][W.BEGIN]) / 1e9

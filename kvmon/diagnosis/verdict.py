@@ -9,6 +9,7 @@ from kvmon.diagnosis.finding import Confidence, Evidence
 from kvmon.diagnosis.minute import Minute, Refused
 from kvmon.events import Contiguity
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["Holds", "Verdict", "at_failure", "explained", "refusals"]
 
@@ -57,10 +58,10 @@ def refusals(refused: Refused) -> str:
     """`72 requests lost, 17 waits of 10.0 s in all`."""
     parts = []
     if refused.lost:
-        parts.append(f"{refused.lost:,} request{'s' if refused.lost > 1 else ''} lost")
+        parts.append(f"{counted(refused.lost, 'request')} lost")
     if refused.waited_s >= 0.05:
         parts.append(f"{refused.waited_s:,.1f} request-seconds of waiting")
-    return " and ".join(parts) or f"{refused.count:,} refused allocations"
+    return " and ".join(parts) or counted(refused.count, "refused allocation")
 
 
 def explained(

@@ -12,6 +12,8 @@ __all__ = ["VERDICT"]
 
 
 def _holds(minute: Minute) -> Holds | None:
+    if not minute.of_stream:
+        return None
     lookup, forgotten, evicted = minute.total(W.LOOKUP), minute.total(W.FORGOTTEN), minute.total(W.EVICTED)
     if lookup < LOOKUP_TOKENS or not evicted or forgotten < FORGOTTEN_SHARE * lookup:
         return None

@@ -6,16 +6,18 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.diagnosis.verdicts import head_of_line
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
 
 def _holds(minute: Minute) -> Holds | None:
     def sentence(row: list[int]) -> str:
+        need = counted(row[R.NEED], "unit")
         short = row[R.NEED] - row[R.FREE] - row[R.EVICTABLE]
         if short <= 0:
-            return f"admission held a request for {row[R.NEED]:,} units back, for what running ones may still need"
-        return f"a request for {row[R.NEED]:,} units is {short:,} short, and no waste would have let it in"
+            return f"admission held a request for {need} back, for what running ones may still need"
+        return f"a request for {need} is {short:,} short, and no waste would have let it in"
 
     others = () if head_of_line.VERDICT.holds(minute) else ("head_of_line",)
     return explained(minute, minute.explains("capacity", *others), sentence)

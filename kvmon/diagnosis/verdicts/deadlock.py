@@ -7,11 +7,14 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import DEADLOCK_S
 from kvmon.diagnosis.verdict import Holds, Verdict
 from kvmon.state.watch import W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
 
 def _holds(minute: Minute) -> Holds | None:
+    if not minute.of_stream:
+        return None
     stuck = 0
     for row in reversed(minute.rows):
         if row[W.PROGRESS] or not row[W.WAITING] or not row[W.STUCK_NS]:
@@ -23,8 +26,8 @@ def _holds(minute: Minute) -> Holds | None:
     held = (row[W.ACTIVE] + row[W.DEFERRED]) / max(row[W.CAPACITY], 1)
     return Holds(
         "certain",
-        f"{row[W.WAITING]:,} requests wait and not a token was computed for {stuck / 1e9:.0f} s, with {held:.0%} of "
-        "the pool held",
+        f"{counted(row[W.WAITING], 'request')} waiting and not a token was computed for {stuck / 1e9:.0f} s, with "
+        f"{held:.0%} of the pool held",
         (
             Evidence("waiting", float(row[W.WAITING]), "requests"),
             Evidence("running", float(row[W.RUNNING]), "requests"),

@@ -7,6 +7,7 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import PERSISTENT_WINDOWS
 from kvmon.diagnosis.verdict import Holds, Verdict
 from kvmon.state.watch import W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -23,7 +24,7 @@ def _holds(minute: Minute) -> Holds | None:
         evidence.append(Evidence("units freed or handed out twice", float(doubles), "units"))
     if claimed:
         evidence.append(Evidence("residual of the engine's own numbers", float(claimed), "units"))
-    what = f"{doubles:,} units were freed or handed out twice in a minute" if doubles else "units are counted twice"
+    what = f"{counted(doubles, 'unit')} freed or handed out twice in a minute" if doubles else "units are counted twice"
     more = f"; the engine has {claimed:,} more than the capacity" if claimed else ""
     return Holds("certain" if doubles else "likely", what + more, tuple(evidence), weight=float(doubles + claimed))
 

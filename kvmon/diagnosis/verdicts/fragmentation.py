@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -12,7 +13,7 @@ __all__ = ["VERDICT"]
 def _holds(minute: Minute) -> Holds | None:
     def sentence(row: list[int]) -> str:
         largest = f"the largest block was {row[R.LARGEST]:,}" if row[R.LARGEST] >= 0 else "no run was long enough"
-        return f"a request needed {row[R.NEED]:,} units in one piece with {row[R.FREE]:,} free, and {largest}"
+        return f"a request needed {counted(row[R.NEED], 'unit')} in one piece with {row[R.FREE]:,} free, and {largest}"
 
     return explained(minute, minute.explains("fragmentation"), sentence)
 

@@ -7,6 +7,7 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import FITTING_REQUESTS, FREE_FOR_OTHERS, HEAD_WAITS_S
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R, W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -25,8 +26,8 @@ def _holds(minute: Minute) -> Holds | None:
     def sentence(row: list[int]) -> str:
         free = (row[R.FREE] + row[R.EVICTABLE]) / max(row[R.CAPACITY], 1)
         return (
-            f"a request for {row[R.NEED]:,} units waits at the head with {free:.0%} of the pool free, and {blocked:,} "
-            "behind it would fit"
+            f"a request for {counted(row[R.NEED], 'unit')} waits at the head with {free:.0%} of the pool free, and "
+            f"{blocked:,} behind it would fit"
         )
 
     more = Evidence("requests behind it that would fit", float(blocked), "requests")

@@ -7,6 +7,7 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import LEAK_WINDOWS, PERSISTENT_WINDOWS
 from kvmon.diagnosis.verdict import Holds, Verdict
 from kvmon.state.watch import W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -33,7 +34,7 @@ def _holds(minute: Minute) -> Holds | None:
     said = "no live request owns them" if orphans > 0 else "the engine's own numbers do not reach the capacity"
     return Holds(
         "certain" if orphans > 0 else "likely",
-        f"{missing:,} units are gone: {said}{grows}",
+        f"{counted(missing, 'unit')} {'is' if missing == 1 else 'are'} gone: {said}{grows}",
         tuple(evidence),
         weight=float(missing),
     )

@@ -6,6 +6,7 @@ from kvmon.diagnosis.finding import Evidence
 from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -16,7 +17,8 @@ def _holds(minute: Minute) -> Holds | None:
     def sentence(row: list[int]) -> str:
         left = (row[R.FREE] + row[R.EVICTABLE]) / max(row[R.CAPACITY], 1)
         who = f"class {row[R.CLASS]} is" if row[R.CLASS] >= 0 else "a class is"
-        return f"{who} at its quota: a request for {row[R.NEED]:,} units was kept out with {left:.0%} of the pool free"
+        need = counted(row[R.NEED], "unit")
+        return f"{who} at its quota: a request for {need} was kept out with {left:.0%} of the pool free"
 
     more: tuple[Evidence, ...] = ()
     if refused is not None and refused.samples and refused.samples[0][R.CLASS] >= 0:

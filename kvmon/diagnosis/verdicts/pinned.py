@@ -6,6 +6,7 @@ from kvmon.diagnosis.finding import Evidence
 from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -18,7 +19,7 @@ def _holds(minute: Minute) -> Holds | None:
     share = row[R.PINNED] / max(row[R.CAPACITY], 1)
 
     def sentence(row: list[int]) -> str:
-        return f"{share:.0%} of the pool is pinned and unused while a request for {row[R.NEED]:,} units waits"
+        return f"{share:.0%} of the pool is pinned and unused while a request for {counted(row[R.NEED], 'unit')} waits"
 
     return explained(minute, refused, sentence, Evidence("pinned share of the pool", share, "ratio"))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
 
 def _holds(minute: Minute) -> Holds | None:
     def sentence(row: list[int]) -> str:
-        return f"a request needs {row[R.NEED]:,} units of this pool, which has {row[R.CAPACITY]:,} in all"
+        return f"a request needs {counted(row[R.NEED], 'unit')} of this pool, which has {row[R.CAPACITY]:,} in all"
 
     return explained(minute, minute.explains("pool_starved"), sentence)
 

@@ -7,19 +7,22 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import STORM_PREEMPTIONS, STORM_SHARE
 from kvmon.diagnosis.verdict import Holds, Verdict
 from kvmon.state.watch import W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
 
 def _holds(minute: Minute) -> Holds | None:
+    if not minute.of_stream:
+        return None
     preempted, lost, prefill = minute.total(W.PREEMPTED), minute.total(W.LOST), minute.total(W.PREFILL)
     if preempted < STORM_PREEMPTIONS or not prefill or lost < STORM_SHARE * prefill:
         return None
     finished, share = minute.total(W.FINISHED), min(lost / prefill, 1.0)
     return Holds(
         "likely",
-        f"{preempted:,} preemptions in a minute threw away {lost:,} tokens, {share:.0%} of what was prefilled; "
-        f"{finished:,} requests finished",
+        f"{counted(preempted, 'preemption')} in a minute threw away {lost:,} tokens, {share:.0%} of those prefilled; "
+        f"{counted(finished, 'request')} finished",
         (
             Evidence("preemptions in the minute", float(preempted), "preemptions"),
             Evidence("tokens lost by them", float(lost), "tokens"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -12,8 +13,8 @@ __all__ = ["VERDICT"]
 def _holds(minute: Minute) -> Holds | None:
     def sentence(row: list[int]) -> str:
         return (
-            f"a request for {row[R.NEED]:,} units was refused with {row[R.FREE]:,} free and {row[R.EVICTABLE]:,} that "
-            "could have been evicted"
+            f"a request for {counted(row[R.NEED], 'unit')} was refused with {row[R.FREE]:,} free and "
+            f"{row[R.EVICTABLE]:,} that could have been evicted"
         )
 
     return explained(minute, minute.explains("reclaim_failed"), sentence)

@@ -6,6 +6,7 @@ from kvmon.diagnosis.finding import Evidence
 from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -21,7 +22,8 @@ def _holds(minute: Minute) -> Holds | None:
     share = _share(max(refused.samples, key=lambda row: row[R.NEED]))
 
     def sentence(row: list[int]) -> str:
-        return f"{share:.0%} of the pool is reserved for tokens to come while a request for {row[R.NEED]:,} units waits"
+        need = counted(row[R.NEED], "unit")
+        return f"{share:.0%} of the pool is reserved for tokens to come while a request for {need} waits"
 
     return explained(minute, refused, sentence, Evidence("reserved share of the pool", share, "ratio"))
 

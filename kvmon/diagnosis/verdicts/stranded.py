@@ -7,6 +7,7 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import NAMED_SHARE, STRANDED_WINDOWS
 from kvmon.diagnosis.verdict import Holds, Verdict, explained
 from kvmon.state.watch import R, W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -19,7 +20,9 @@ def _holds(minute: Minute) -> Holds | None:
         share = row[R.DEFERRED] / max(row[R.CAPACITY], 1)
 
         def sentence(row: list[int]) -> str:
-            return f"{share:.0%} of the pool waits for transfers while a request for {row[R.NEED]:,} units waits"
+            return (
+                f"{share:.0%} of the pool waits for transfers while a request for {counted(row[R.NEED], 'unit')} waits"
+            )
 
         return explained(minute, refused, sentence, Evidence("deferred share of the pool", share, "ratio"))
     held = minute.of_last(STRANDED_WINDOWS, W.LEAST_DEFERRED)

@@ -7,6 +7,7 @@ from kvmon.diagnosis.minute import Minute
 from kvmon.diagnosis.thresholds import DRIFT_SHARE, GAUGE_OFF, PERSISTENT_WINDOWS
 from kvmon.diagnosis.verdict import Holds, Verdict
 from kvmon.state.watch import W
+from kvmon.units import counted
 
 __all__ = ["VERDICT"]
 
@@ -23,14 +24,18 @@ def _least(minute: Minute, column: int) -> int:
 
 
 def _holds(minute: Minute) -> Holds | None:
-    gauge, drift, gaps = _least(minute, W.LEAST_GAUGE) / 1e6, _least(minute, W.LEAST_DRIFT), minute.total(W.GAPS)
+    gauge, drift, gaps = (
+        _least(minute, W.LEAST_GAUGE) / 1e6,
+        _least(minute, W.LEAST_DRIFT),
+        minute.total(W.GAPS) if minute.of_stream else 0,
+    )
     lost = max((row[W.UNOWNED] for row in minute.rows), default=0) / max(minute.now[W.CAPACITY], 1)
     reasons, evidence = [], []
     if gauge >= GAUGE_OFF + max(lost, 0.0):
         reasons.append(f"the engine's usage gauge is off by {gauge:.0%} of the pool")
         evidence.append(Evidence("gauge less use, at the least", gauge, "ratio"))
     if drift >= max(DRIFT_SHARE * minute.now[W.CAPACITY], 1) and not minute.total(W.DOUBLES):
-        reasons.append(f"the engine claims {drift:,} units more or fewer than its events add up to")
+        reasons.append(f"the engine claims {counted(drift, 'unit')} more or fewer than its events add up to")
         evidence.append(Evidence("drift, at the least", float(drift), "units"))
     if gaps:
         reasons.append("events are missing")

@@ -11,7 +11,7 @@ import pytest
 
 from kvmon.cli.main import run
 from kvmon.diagnosis import VERDICTS
-from kvmon.diagnosis.pages import first_line, page, pages
+from kvmon.diagnosis.reading import first_line, page, pages
 
 ROOT = Path(__file__).parents[3]
 

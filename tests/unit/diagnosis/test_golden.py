@@ -108,7 +108,7 @@ def test_parked_halves_are_a_deadlock() -> None:
     assert only(diagnosed(windows(1, **stuck))) == "healthy"  # one window may be a long step
     diagnosis = diagnosed(windows(3, **stuck))
     assert only(diagnosis) == "deadlock"
-    assert "2 requests wait and not a token" in diagnosis.findings()[0].summary
+    assert "2 requests waiting and not a token" in diagnosis.findings()[0].summary
 
 
 def test_a_storm_throws_away_what_it_computes() -> None:
