@@ -302,7 +302,7 @@ def fold(
                         ):
                             return NEEDS_NODES
                         if kind in (_ASSIGN, _ASSIGN_RUN):
-                            watch.used[_NAMING] |= 1 << pool
+                            watch.used[_NAMING] |= misc[_NAMES_OWNERS] << pool  # 0 where nobody knows the request
                         elif kind == _ADMITTED:
                             watch.open[0, _W_ADMITTED] += 1
                         elif kind == _FINISHED:

@@ -137,6 +137,24 @@ def test_status_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "dead" in capsys.readouterr().out
 
 
+def test_a_restart_is_a_new_life_and_silent(tmp_path: Path) -> None:
+    """Each life is judged for itself: what an engine left behind when it was killed is no leak of the next one."""
+    from kvmon.replay import diagnose_path
+
+    for steps in (300, 60):
+        done = subprocess.run(
+            [sys.executable, "-c", ENGINE.replace("run(50)", f"run({steps})"), str(tmp_path)],
+            input=b"",
+            capture_output=True,
+            cwd=ROOT,
+            check=True,
+        )
+        assert done.stdout == b"ready\n"
+    first, second = diagnose_path(tmp_path)
+    assert first.state.steps == 300 and second.state.steps == 60
+    assert not {finding.verdict for finding in second.findings} & {"leak", "telemetry_untrusted", "double_free"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -21,11 +21,18 @@ _UNITS = {kind for kind in Kind if kind <= 9} | {Kind.ASSIGN, Kind.ASSIGN_RUN, K
 _CACHE = {Kind.CACHE_INSERT, Kind.EVICT, Kind.CACHE_HIT, Kind.POOL_RESET}
 _FRAME = {Kind.STEP: 17, Kind.TICK: 6}
 _NEEDED = {Kind.STEP, Kind.TICK, Kind.ENGINE_CONFIG, Kind.POOL_ATTACHED}
+_DEMAND = {Kind.REQUEST_ARRIVED, Kind.REQUEST_HASHES, Kind.REQUEST_ADMITTED, Kind.FIRST_TOKEN, Kind.REQUEST_PROGRESS}
+_DEMAND |= {Kind.REQUEST_FINISHED, Kind.PREEMPTED, Kind.CACHE_HIT, Kind.AUDIT_REQUEST}
 DROPPED = {
     "counts": _UNITS,
+    "sampled": _UNITS,
+    "without demand": _DEMAND,
     "cache_only": {kind for kind in Kind if kind not in _CACHE | _NEEDED},
     "unsaid": {Kind.ENGINE_CONFIG},
 }
+
+
+SAID: dict[str, dict[str, str]] = {"without demand": {}}
 
 
 @lru_cache(maxsize=8)
@@ -53,7 +60,9 @@ def degraded(words: Words, fidelity: str) -> Words:
                     fields |= dict.fromkeys(("prefill", "decode", "context", "running", "waiting"), 0)
                     fields["head_need"] = None
             elif event.kind is Kind.ENGINE_CONFIG:
-                fields["text"] = json.dumps({**json.loads(fields["text"]), "fidelity": fidelity})
+                fields["text"] = json.dumps(
+                    {**json.loads(fields["text"]), **SAID.get(fidelity, {"fidelity": fidelity})}
+                )
             elif event.pool != pool:
                 pool = event.pool
                 frame.append(30 << 27 | pool)
@@ -72,6 +81,7 @@ def found(words: Words) -> Diagnosis:
     return diagnosis
 
 
+@pytest.mark.parametrize("fidelity", ["counts", "sampled"])
 @pytest.mark.parametrize(
     ("name", "may"),
     [
@@ -88,9 +98,9 @@ def found(words: Words) -> Diagnosis:
         ("leak-healthy", set()),
     ],
 )
-def test_counts_say_less_and_nothing_wrong(name: str, may: set[str]) -> None:
+def test_counts_say_less_and_nothing_wrong(name: str, may: set[str], fidelity: str) -> None:
     """Without units no cause is named that needs them; capacity says what it could not see."""
-    findings = found(degraded(recorded(name), "counts")).findings()
+    findings = found(degraded(recorded(name), fidelity)).findings()
     assert {finding.verdict for finding in findings} <= may
     assert bool(findings) == bool(may)
     for finding in findings:
@@ -103,6 +113,40 @@ def test_a_cache_alone_tells_of_no_failure(name: str) -> None:
     """Where only the prefix cache is seen, nothing else is claimed."""
     verdicts = {finding.verdict for finding in found(degraded(recorded(name), "cache_only")).findings()}
     assert verdicts <= {"cache_thrash"}
+
+
+@pytest.mark.parametrize(
+    ("name", "may"),
+    [
+        ("server-failures", {"fragmentation"}),
+        ("post-incident", {"fragmentation"}),
+        ("pinned", {"pinned", "capacity"}),
+        ("deadlock", {"deadlock"}),
+        ("double-free", {"double_free"}),
+        ("warm-cache", set()),
+        ("leak-healthy", set()),
+    ],
+)
+def test_without_demand_nobody_owns_and_nothing_leaks(name: str, may: set[str]) -> None:
+    """Requests are not recorded: units have no owners to miss, and what is refused is still explained."""
+    verdicts = {finding.verdict for finding in found(degraded(recorded(name), "without demand")).findings()}
+    assert verdicts <= may and (not may or verdicts or name == "pinned")
+
+
+def test_a_gap_over_the_failure_is_what_there_is_to_say() -> None:
+    """The frame with the refused allocation is gone: no failure is made up, and that something is missing is said."""
+    words = recorded("server-failures")
+    ends = scan(words).ends.tolist()
+    begins = [0, *ends[:-1]]
+    failed = next(
+        place
+        for place, (begin, end) in enumerate(zip(begins, ends, strict=True))
+        if any(event.kind is Kind.ALLOC_FAILED for event in decode(words[begin:end].tolist()))
+    )
+    cut = np.concatenate([words[: begins[failed]], words[ends[failed] :]])
+    findings = found(cut).findings()
+    assert [finding.verdict for finding in findings] == ["telemetry_untrusted"]
+    assert findings[0].completeness.gaps == 1 and findings[0].completeness.missing
 
 
 def test_an_unknown_engine_is_diagnosed_from_what_it_records() -> None:
