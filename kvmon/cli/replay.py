@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_DAMAGE_SHOWN = 5
+
 
 @click.command("replay")
 @click.argument("path", type=click.Path(path_type=Path, readable=False))
@@ -32,14 +34,11 @@ def command(path: Path, json_: bool) -> None:
     """
     from kvmon.cli.patience import patience
     from kvmon.diagnosis import HEALTHY
-    from kvmon.errors import InputError
     from kvmon.replay import diagnose_path
 
     files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
     with patience(), progress_of_words(files, "reading") as advance:
         streams = diagnose_path(path, advance)
-    if not streams:
-        raise InputError(f"{path} holds no stream: nothing to replay")
     found = _ranked(streams)
     answer = found[0][1].verdict if found else HEALTHY
     if json_:
@@ -65,7 +64,8 @@ def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
     from kvmon.cli.findings import finding_lines
     from kvmon.units import counted, format_duration
 
-    lines = [f"{answer}: {found[0][1].summary}" if found else f"{answer}: nothing was found in {path}"]
+    rest = ", as far as it can be read" if any(stream.damage for stream in streams) else ""
+    lines = [f"{answer}: {found[0][1].summary}" if found else f"{answer}: nothing was found in {path}{rest}"]
     for stream in streams:
         mine = stream.findings
         begin = stream.first_ns or 0
@@ -73,6 +73,7 @@ def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
         count = counted(len(mine), "finding") if mine else "no finding"
         steps = counted(stream.state.steps, "step")
         lines += ["", f"{stream.facts.name}: {format_duration(seconds)}, {steps}, {count}"]
+        lines += [f"   damaged: {damage}" for damage in stream.damage[:_DAMAGE_SHOWN]]
         if not stream.state.pools:
             lines.append("   no pool was seen: the recording has lost its begin, or the engine none")
         if stream.diagnosis.dropped:
@@ -99,6 +100,7 @@ def _as_json(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
                 "gaps": stream.state.gaps,
                 "lost_records": stream.state.lost_records,
                 "converged": stream.state.converged,
+                "damage": stream.damage,
             }
             for stream in streams
         ],

@@ -50,6 +50,8 @@ def command(
         raise ConfigError("nothing to look at: give a recording directory or a capture, or set KVMON_DIR")
     if last and since:
         raise ConfigError("--last is about one request and --since about all of a time: give one of them")
+    if class_id is not None and class_id < 0:
+        raise ConfigError(f"a class of {class_id} is none: classes are numbers from 0")
     seconds = None if since is None else parse_duration(since)
     from kvmon.cli.patience import patience
     from kvmon.replay import diagnose_path

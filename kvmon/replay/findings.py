@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.capture.copying import select_streams
-from kvmon.capture.pieces import Frames, Piece, StreamFacts, apply_piece
+from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, apply_piece
 from kvmon.capture.reader import CaptureReader
 from kvmon.capture.recorded import Life, read_recorded
 from kvmon.diagnosis import HEALTHY, Diagnosis, Finding, cause_of
+from kvmon.errors import InputError
 from kvmon.state import StreamState
 from kvmon.state.watch import R
 
@@ -45,12 +46,13 @@ class Refusal:
 
 @dataclass
 class StreamDiagnosis:
-    """One life of one stream, read to its end."""
+    """One life of one stream, read to its end; `damage`: what could not be read."""
 
     facts: StreamFacts
     state: StreamState = field(default_factory=StreamState)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
     first_ns: int | None = None
+    damage: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.diagnosis.follow(self.state)
@@ -99,7 +101,8 @@ class StreamDiagnosis:
 def diagnose_path(path: Path, progress: Callable[[int], None] = lambda words: None) -> list[StreamDiagnosis]:
     """Diagnose a capture file, or all streams of a recording directory; `progress` is told words as they are folded.
 
-    A life of an engine is a diagnosis of its own. Raises InputError where `path` is neither.
+    A life of an engine is a diagnosis of its own. Raises InputError where `path` is neither, or holds nothing that a
+    diagnosis can be made from.
     """
     found: list[StreamDiagnosis] = []
     for piece in _pieces(path):
@@ -107,7 +110,11 @@ def diagnose_path(path: Path, progress: Callable[[int], None] = lambda words: No
             found.append(piece)
             continue
         found[-1].apply(piece)
+        if isinstance(piece, Hole) and piece.damaged:
+            found[-1].damage.append(piece.reason)
         progress(len(piece.words) if isinstance(piece, Frames) else 0)
+    if not any(stream.state.pools or stream.state.steps for stream in found):
+        raise InputError(f"{path} holds no step and no pool that can be read: 'kvmon verify {path}' says what is there")
     return found
 
 
@@ -118,7 +125,8 @@ def _pieces(path: Path) -> Iterator[StreamDiagnosis | Piece]:
                 yield StreamDiagnosis(piece.facts) if isinstance(piece, Life) else piece
         return
     with CaptureReader(path) as reader:
+        damage = [str(damage) for damage in reader.damage]
         for captured in reader.streams:
             state, after = reader.begin(captured)
-            yield StreamDiagnosis(captured.facts, state)
+            yield StreamDiagnosis(captured.facts, state, damage=list(damage))
             yield from reader.pieces(captured, after=after, reuse=True)

@@ -137,6 +137,23 @@ def test_status_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "dead" in capsys.readouterr().out
 
 
+def test_a_damaged_capture_is_never_called_healthy(
+    captures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut off before its first step nothing can be said, and no verb pretends; cut off later: what is there, and that."""
+    whole = (captures / "stranded.kvmon").read_bytes()
+    cut = tmp_path / "cut.kvmon"
+    cut.write_bytes(whole[:1000])
+    for verb in ("replay", "why", "holders"):
+        assert run([verb, str(cut)]) == 3
+        said = capsys.readouterr()
+        assert said.out == "" and "kvmon verify" in said.err and said.err.count("\n") == 1
+    cut.write_bytes(whole[:-40])
+    assert run(["replay", str(cut)]) == 1
+    text = capsys.readouterr().out
+    assert text.startswith("stranded: ") and "   damaged: " in text
+
+
 def test_a_restart_is_a_new_life_and_silent(tmp_path: Path) -> None:
     """Each life is judged for itself: what an engine left behind when it was killed is no leak of the next one."""
     from kvmon.replay import diagnose_path
@@ -165,6 +182,7 @@ def test_a_restart_is_a_new_life_and_silent(tmp_path: Path) -> None:
         (["why", ".", "--since", "soon"], 2, "is no time"),
         (["holders", ".", "--by", "colour"], 2, "class, state, age"),
         (["holders"], 2, "KVMON_DIR"),
+        (["why", ".", "--request-class", "-1"], 2, "from 0"),
         (["status"], 2, "KVMON_DIR"),
         (["status", "absent"], 3, "absent"),
         (["explain", "leek"], 2, "did you mean leak"),
