@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmon.cli.capture import progress_of_words
 from kvmon.errors import ConfigError, RecordingError
 
 if TYPE_CHECKING:
@@ -38,12 +37,9 @@ def command(path: Path | None, by: str, json_: bool) -> None:
     keys = [key.strip() for key in by.split(",")]
     if not keys or len(set(keys)) < len(keys) or any(key not in _KEYS for key in keys):
         raise ConfigError(f"'{by}' names no groups: give {', '.join(_KEYS)}, or some of them with commas")
-    from kvmon.cli.patience import patience
-    from kvmon.replay import diagnose_path
+    from kvmon.cli.streams import read_streams
 
-    files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
-    with patience(), progress_of_words(files, "reading") as advance:
-        streams = diagnose_path(path, advance)
+    streams = read_streams(path)
     pools = [pool for stream in streams if stream.state.pools for pool in _pools(stream, keys)]
     if not pools:
         raise RecordingError(f"{path} holds no pool: nothing is known of its memory")
@@ -117,4 +113,7 @@ def _table(pool: dict[str, Any], keys: list[str]) -> str:
         lines.append(f"  {other['state']:<34} {'':>8} {amount(other['units'])}")
     if not pool["holders"] and not pool["others"]:
         lines.append("  nobody")
+    held = sum(holder["units"] for holder in pool["holders"]) + sum(other["units"] for other in pool["others"])
+    if held + pool["free_units"] > pool["capacity_units"]:
+        lines.append("  units that several requests share count for each of them")
     return "\n".join(lines)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmon.cli.capture import progress_of_words
-
 if TYPE_CHECKING:
     from kvmon.diagnosis import Finding
     from kvmon.replay import StreamDiagnosis
@@ -32,13 +30,10 @@ def command(path: Path, json_: bool) -> None:
     events that show it, what would have avoided it and what is safest to do now; `kvmon explain VERDICT` says more.
     Exit code 1 when something was found.
     """
-    from kvmon.cli.patience import patience
+    from kvmon.cli.streams import read_streams
     from kvmon.diagnosis import HEALTHY
-    from kvmon.replay import diagnose_path
 
-    files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
-    with patience(), progress_of_words(files, "reading") as advance:
-        streams = diagnose_path(path, advance)
+    streams = read_streams(path)
     found = _ranked(streams)
     answer = found[0][1].verdict if found else HEALTHY
     if json_:
@@ -65,6 +60,9 @@ def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
     from kvmon.units import counted, format_duration
 
     rest = ", as far as it can be read" if any(stream.damage for stream in streams) else ""
+    refused = sum(len(stream.refusals()) for stream in streams)
+    if refused:
+        rest += f"; {counted(refused, 'refused allocation')} cost too little to matter, 'kvmon why' has the last one"
     lines = [f"{answer}: {found[0][1].summary}" if found else f"{answer}: nothing was found in {path}{rest}"]
     for stream in streams:
         mine = stream.findings

@@ -37,6 +37,8 @@ def command(directory: Path | None, json_: bool) -> None:
 
     follower = DirectoryFollower([directory], fold_dead=True)
     try:
+        if directory.is_file():
+            raise RecordingError(f"{directory} is a file: 'kvmon replay {directory}' says what is in a capture")
         follower.look()
         if follower.problems:
             raise RecordingError(next(iter(follower.problems.values())))
@@ -105,7 +107,8 @@ def _line(row: dict[str, Any], width: int) -> str:
         parts.append(f"{format_ratio(row['used_ratio'])} used, {format_ratio(row['evictable_ratio'])} cached")
         parts.append(f"{row['free_units']:,} units free, largest block {row['largest_free_units']:,}")
     else:
-        parts.append("reading, the past is not known yet" if row["pool"] != "-" else str(row["summary"]))
+        unknown = "its past is not known" + ("" if row["life"] == "dead" else " yet")
+        parts.append(unknown if row["pool"] != "-" else str(row["summary"]))
     if row["waiting"]:
         need = f" (the first one for {row['head_need_units']:,} units)" if row.get("head_need_units") else ""
         parts.append(f"{row['waiting']:,} waiting{need}")

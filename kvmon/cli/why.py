@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmon.cli.capture import parse_duration, progress_of_words
+from kvmon.cli.capture import parse_duration
 from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SECOND = 1_000_000_000
+_WIDTH = 100
 _SHOWN = 0.0005  # of the pool, less would read 0.0 %
 _DID = {
     "UNKNOWN": "What became of it is not recorded",
@@ -53,12 +55,9 @@ def command(
     if class_id is not None and class_id < 0:
         raise ConfigError(f"a class of {class_id} is none: classes are numbers from 0")
     seconds = None if since is None else parse_duration(since)
-    from kvmon.cli.patience import patience
-    from kvmon.replay import diagnose_path
+    from kvmon.cli.streams import missing, read_streams
 
-    files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
-    with patience(), progress_of_words(files, "reading") as advance:
-        streams = diagnose_path(path, advance)
+    streams = read_streams(path)
     names = sorted({stream.facts.engine for stream in streams})
     if engine is not None and engine not in names:
         raise ConfigError(f"no engine '{engine}' in {path}: it has {', '.join(names) or 'none'}")
@@ -69,12 +68,17 @@ def command(
         for refusal in stream.refusals()
         if class_id is None or refusal.row[_R().CLASS] == class_id
     ]
+    not_seen = next((said for stream in streams if (said := missing(stream))), None)
     if seconds is not None:
         found = [pair for pair in found if pair[1].row[_R().TIME] >= pair[0].state.time_ns - seconds * _SECOND]
-        click.echo(json.dumps(_by_cause(found), indent=2) if json_ else _told(found, str(since)))
+        click.echo(json.dumps(_by_cause(found), indent=2) if json_ else _told(found, str(since), not_seen))
         return
     if not found:
-        click.echo(json.dumps({"refused": None}) if json_ else "No allocation was refused: nothing waited for memory.")
+        if json_:
+            click.echo(json.dumps({"refused": None, "not_seen": not_seen}))
+        else:
+            whose = "" if class_id is None else f" of class {class_id}"
+            click.echo(f"No allocation{whose} was refused{_but(not_seen)}.")
         return
     stream, refusal = max(found, key=lambda pair: pair[1].row[_R().TIME])
     click.echo(json.dumps(_as_json(stream, refusal), indent=2) if json_ else _in_words(stream, refusal))
@@ -107,7 +111,8 @@ def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
     elif refusal.ended_ns is None:
         lines.append(f"{did}, and still waits: {ago} so far.")
     else:
-        lines.append(f"{did}, for {format_duration((refusal.ended_ns - row[at.TIME]) / 1e9)}.")
+        after = format_duration((refusal.ended_ns - row[at.TIME]) / 1e9)
+        lines.append(f"{did}; that was over after {after}.")
     free = f"{format_count(row[at.FREE])} units were free and {format_count(row[at.EVICTABLE])} evictable"
     block = f", the largest block {format_count(row[at.LARGEST])}" if row[at.LARGEST] >= 0 else ""
     lines.append(
@@ -117,21 +122,28 @@ def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
     if row[at.KNOWN]:
         slots = max(row[at.CAPACITY] * row[at.UNIT_TOKENS], 1)
         units = max(row[at.CAPACITY], 1)
-        held = [
-            ("active", row[at.ACTIVE] / units),
-            ("of that reserved", row[at.RESERVED] / slots),
-            ("of that unfilled tails", row[at.TAIL] / slots),
-            ("pinned", row[at.PINNED] / units),
-            ("deferred", row[at.DEFERRED] / units),
-            ("without an owner", max(row[at.UNOWNED], 0) / units),
-        ]
-        named = ", ".join(f"{name} {format_ratio(share)}" for name, share in held if share >= _SHOWN)
-        lines.append(f"Held then: {named or 'nothing'}.")
+        shares = {
+            "active": row[at.ACTIVE] / units,
+            "reserved": row[at.RESERVED] / slots,
+            "unfilled tails": row[at.TAIL] / slots,
+            "without an owner": max(row[at.UNOWNED], 0) / units,
+            "evictable": row[at.EVICTABLE] / units,
+            "pinned": row[at.PINNED] / units,
+            "deferred": row[at.DEFERRED] / units,
+        }
+        said = {name: f"{name} {format_ratio(share)}" for name, share in shares.items() if share >= _SHOWN}
+        within = [said.pop(name) for name in ("reserved", "unfilled tails", "without an owner") if name in said]
+        if within and "active" in said:
+            said["active"] += f" ({', '.join(within)})"
+        lines.append(f"Held then, of the pool: {', '.join(said.values()) or 'nothing'}.")
     else:
         lines.append("Who held the memory is not known: the recording does not have its whole past.")
     verdict = VERDICTS[refusal.cause]
     lines += [f"Avoided by: {verdict.avoided}.", f"Safest now: {verdict.lever}."]
-    return "\n".join(lines)
+    first = next(iter(stream.findings), None)
+    if first is not None and first.verdict != refusal.cause:
+        lines.append(f"The engine as a whole: {first.verdict}: {first.summary}; 'kvmon replay' has the rest.")
+    return "\n".join(fill(line, _WIDTH) for line in lines)
 
 
 def _as_json(stream: StreamDiagnosis, refusal: Refusal) -> dict[str, Any]:
@@ -168,12 +180,12 @@ def _by_cause(found: list[tuple[StreamDiagnosis, Refusal]]) -> dict[str, Any]:
 
     at = _R()
     lost = (FailureOutcome.REFUSED, FailureOutcome.ABORTED)
-    zero = {"refused": 0.0, "lost": 0.0, "waited_s": 0.0, "longest_s": 0.0}
+    zero = {"refused": 0, "lost": 0, "waited_s": 0.0, "longest_s": 0.0}
     causes: dict[str, dict[str, float]] = defaultdict(zero.copy)
     for stream, refusal in found:
         cause = causes[refusal.cause]
         cause["refused"] += 1
-        cause["lost"] += refusal.row[at.OUTCOME] in lost
+        cause["lost"] += int(refusal.row[at.OUTCOME] in lost)
         if refusal.waited:
             end = stream.state.time_ns if refusal.ended_ns is None else refusal.ended_ns
             waited = (end - refusal.row[at.TIME]) / 1e9
@@ -182,14 +194,18 @@ def _by_cause(found: list[tuple[StreamDiagnosis, Refusal]]) -> dict[str, Any]:
     return dict(sorted(causes.items(), key=lambda item: -item[1]["lost"] * 10 - item[1]["waited_s"]))
 
 
-def _told(found: list[tuple[StreamDiagnosis, Refusal]], since: str) -> str:
+def _but(not_seen: str | None) -> str:
+    return f", as far as was seen: {not_seen}" if not_seen else ""
+
+
+def _told(found: list[tuple[StreamDiagnosis, Refusal]], since: str, not_seen: str | None) -> str:
     from kvmon.units import format_duration
 
     causes = _by_cause(found)
     if not causes:
-        return f"No allocation was refused in the last {since}."
-    lines = [f"{'cause':<20} {'refused':>8} {'lost':>6}  waited in all, longest"]
+        return f"No allocation was refused in the last {since}{_but(not_seen)}."
+    lines = [f"{'cause':<20} {'refused':>8} {'lost':>6}  {'request-seconds':>15}  longest wait"]
     for name, cause in causes.items():
-        waits = f"{format_duration(cause['waited_s'])}, {format_duration(cause['longest_s'])}"
-        lines.append(f"{name:<20} {cause['refused']:>8,.0f} {cause['lost']:>6,.0f}  {waits}")
+        waits = f"{cause['waited_s']:>15,.1f}  {format_duration(cause['longest_s'])}"
+        lines.append(f"{name:<20} {cause['refused']:>8,} {cause['lost']:>6,}  {waits}")
     return "\n".join(lines)

@@ -42,6 +42,7 @@ Ints = npt.NDArray[np.int64]
 
 MOST_FINDINGS = 200
 _SAMPLES = 3
+_PREEMPTING = (int(FailureOutcome.PREEMPTED_ANOTHER), int(FailureOutcome.PREEMPTED_ITSELF))
 _LOST = (int(FailureOutcome.REFUSED), int(FailureOutcome.ABORTED))
 _FAULTS = {
     "double_free": (FaultKind.DOUBLE_FREE, FaultKind.ALLOC_IN_USE),
@@ -61,12 +62,14 @@ class _Waits:
         self.rows = np.zeros((0, R.WIDTH), np.int64)
         self.cause = np.zeros(0, np.int64)
         self.lost = np.zeros(0, np.bool_)
+        self.preempting = np.zeros(0, np.bool_)
         self.end = np.zeros(0, np.int64)
 
     def add(self, rows: Ints, cause: Ints) -> None:
         self.rows = np.concatenate([self.rows, rows])
         self.cause = np.concatenate([self.cause, cause])
         self.lost = np.concatenate([self.lost, np.isin(rows[:, R.OUTCOME], _LOST)])
+        self.preempting = np.concatenate([self.preempting, np.isin(rows[:, R.OUTCOME], _PREEMPTING)])
         # a request that waits already, or that nobody knows, begins no wait of its own
         ends = np.where(rows[:, R.SEQ] > 0, _OPEN, rows[:, R.TIME])
         self.end = np.concatenate([self.end, ends])
@@ -91,7 +94,7 @@ class _Waits:
         keep = (self.end > before) | (self.rows[:, R.TIME] > before)
         if 2 * np.count_nonzero(keep) <= len(keep):
             self.rows, self.cause, self.lost = self.rows[keep], self.cause[keep], self.lost[keep]
-            self.end = self.end[keep]
+            self.end, self.preempting = self.end[keep], self.preempting[keep]
 
     def during(self, begin: int, end: int) -> tuple[dict[str, Refused], float]:
         """What was refused after `begin` and until `end`, and the seconds in which somebody waited."""
@@ -107,6 +110,7 @@ class _Waits:
         causes = self.cause[:last]
         count = np.bincount(causes[first:], minlength=len(CAUSES)).tolist()
         lost = np.bincount(causes[first:][self.lost[first:last]], minlength=len(CAUSES)).tolist()
+        took = np.bincount(causes[first:][self.preempting[first:last]], minlength=len(CAUSES)).tolist()
         seconds = (np.bincount(causes, waited, len(CAUSES)) / 1e9).tolist()
         found: dict[str, Refused] = {}
         for number, name in enumerate(CAUSES):
@@ -114,7 +118,7 @@ class _Waits:
                 some = np.flatnonzero(shown & (causes == number))
                 places = [int(some[waited[some].argmax()]), *some[: _SAMPLES - 1].tolist()]
                 samples = self.rows[sorted(set(places))].tolist()
-                found[name] = Refused(count[number], lost[number], seconds[number], samples)
+                found[name] = Refused(count[number], lost[number], took[number], seconds[number], samples)
         return found, _together(begins[waits], ends[waits])
 
 

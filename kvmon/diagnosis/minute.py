@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvmon.diagnosis.thresholds import NAMED_SHARE, PERSISTENT_WINDOWS, SHORTEST_LIFE_S, WAITED_SHARE
+from kvmon.diagnosis.thresholds import (
+    NAMED_SHARE,
+    PERSISTENT_WINDOWS,
+    SHORTEST_LIFE_S,
+    WAITED_SHARE,
+)
 from kvmon.state.watch import W
 
 __all__ = ["Minute", "Refused"]
@@ -16,11 +21,12 @@ __all__ = ["Minute", "Refused"]
 
 @dataclass
 class Refused:
-    """Refused allocations of one cause in a minute: how many began, requests lost by them, request-seconds of waiting
-    in the minute, and a row of the log (`state.watch.R`) to show."""
+    """Refused allocations of one cause in a minute: how many began, requests lost by them, those that cost somebody its
+    memory, request-seconds of waiting in the minute, and a row of the log (`state.watch.R`) to show."""
 
     count: int = 0
     lost: int = 0
+    preempting: int = 0
     waited_s: float = 0.0
     samples: list[list[int]] = field(default_factory=list)
 
@@ -84,7 +90,8 @@ class Minute:
         """What was refused for these causes, where requests were lost by it or waited and it is a part worth naming."""
         parts = [self.refused[name] for name in names if name in self.refused]
         lost, waited = sum(part.lost for part in parts), sum(part.waited_s for part in parts)
+        preempting = sum(part.preempting for part in parts)
         if not (lost or (self.waits_matter and waited >= NAMED_SHARE * self.waited_s)):
             return None
         samples = [sample for part in parts for sample in part.samples]
-        return Refused(sum(part.count for part in parts), lost, waited, samples)
+        return Refused(sum(part.count for part in parts), lost, preempting, waited, samples)

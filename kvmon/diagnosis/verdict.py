@@ -61,7 +61,9 @@ def refusals(refused: Refused) -> str:
         parts.append(f"{counted(refused.lost, 'request')} lost")
     if refused.waited_s >= 0.05:
         parts.append(f"{refused.waited_s:,.1f} request-seconds of waiting")
-    return " and ".join(parts) or counted(refused.count, "refused allocation")
+    if refused.preempting:
+        parts.append(counted(refused.preempting, "preemption"))
+    return ", ".join(parts) or counted(refused.count, "refused allocation")
 
 
 def explained(

@@ -109,6 +109,8 @@ def diagnose_path(path: Path, progress: Callable[[int], None] = lambda words: No
         if isinstance(piece, StreamDiagnosis):
             found.append(piece)
             continue
+        if not found:
+            continue  # damage before the first life
         found[-1].apply(piece)
         if isinstance(piece, Hole) and piece.damaged:
             found[-1].damage.append(piece.reason)

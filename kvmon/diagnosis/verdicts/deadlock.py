@@ -43,6 +43,6 @@ VERDICT = Verdict(
     12,
     _holds,
     "preemption when a running request cannot grow, or admission by what a request may need in full",
-    "abort one of the requests that hold memory; health checks see nothing, so restart if none can be aborted",
+    "abort what another finding names, or else a request that holds memory; restart if none can be aborted",
     of_refusals=False,
 )

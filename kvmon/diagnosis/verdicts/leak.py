@@ -22,15 +22,15 @@ def _holds(minute: Minute) -> Holds | None:
     missing = -claimed if claimed < 0 else orphans
     before = minute.rows[0][W.UNOWNED]
     evidence = [
-        Evidence("units lost", float(missing), "units"),
+        Evidence("units lost for three windows", float(missing), "units"),
         Evidence("capacity", float(minute.now[W.CAPACITY]), "units"),
     ]
     if orphans > 0:
-        evidence.append(Evidence("units without an owner", float(minute.now[W.UNOWNED]), "units"))
-        evidence.append(Evidence("a minute before", float(max(before, 0)), "units"))
+        evidence.append(Evidence("units without an owner at the end", float(minute.now[W.UNOWNED]), "units"))
+        evidence.append(Evidence("units without an owner a minute before", float(max(before, 0)), "units"))
     if claimed < 0:
         evidence.append(Evidence("residual of the engine's own numbers", float(claimed), "units"))
-    grows = f", {max(before, 0):,} a minute before" if orphans > 0 and minute.now[W.UNOWNED] > before else ""
+    grows = f"; a minute before {max(before, 0):,} were" if orphans > 0 and minute.now[W.UNOWNED] > before else ""
     said = "no live request owns them" if orphans > 0 else "the engine's own numbers do not reach the capacity"
     return Holds(
         "certain" if orphans > 0 else "likely",

@@ -23,5 +23,5 @@ VERDICT = Verdict(
     0,
     _holds,
     "a maximum model length that the pool holds, so that such a request is refused at once",
-    "abort that request: the queue behind it moves again",
+    "abort that request if it waits: the queue behind it moves; if it was refused, its client has to ask for less",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_why_of_a_class_and_of_a_time(captures: Path, capsys: pytest.CaptureFixt
     assert run(["why", path, "--request-class", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["class"] == 2
     assert run(["why", path, "--request-class", "9"]) == 0
-    assert "No allocation was refused" in capsys.readouterr().out
+    assert "No allocation of class 9 was refused" in capsys.readouterr().out
     assert run(["why", path, "--since", "60s", "--json"]) == 0
     causes = json.loads(capsys.readouterr().out)
     assert next(iter(causes)) == "partition" and causes["partition"]["waited_s"] > 100
@@ -140,7 +141,7 @@ def test_status_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_damaged_capture_is_never_called_healthy(
     captures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cut off before its first step nothing can be said, and no verb pretends; cut off later: what is there, and that."""
+    """Cut off before its first step nothing can be said, and no verb pretends; cut off later it says so."""
     whole = (captures / "stranded.kvmon").read_bytes()
     cut = tmp_path / "cut.kvmon"
     cut.write_bytes(whole[:1000])
@@ -150,8 +151,15 @@ def test_a_damaged_capture_is_never_called_healthy(
         assert said.out == "" and "kvmon verify" in said.err and said.err.count("\n") == 1
     cut.write_bytes(whole[:-40])
     assert run(["replay", str(cut)]) == 1
-    text = capsys.readouterr().out
-    assert text.startswith("stranded: ") and "   damaged: " in text
+    said = capsys.readouterr()
+    assert said.out.startswith("stranded: ") and "   damaged: " in said.out
+    assert "the part that can be read" in said.err
+    (tmp_path / "rec" / "chat-0").mkdir(parents=True)
+    (tmp_path / "rec" / "chat-0" / "00000000.seg").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for source in ("rec", "pipe"):
+        assert run(["replay", str(tmp_path / source)]) == 3
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_restart_is_a_new_life_and_silent(tmp_path: Path) -> None:
