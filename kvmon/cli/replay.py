@@ -52,7 +52,7 @@ def _ranked(streams: list[StreamDiagnosis]) -> Found:
     from kvmon.diagnosis import VERDICTS
 
     found = [(stream, finding) for stream in streams for finding in stream.findings]
-    return sorted(found, key=lambda pair: (VERDICTS[pair[1].verdict].rank, -pair[1].lost * 10 - pair[1].waited_s))
+    return sorted(found, key=lambda pair: (VERDICTS[pair[1].verdict].rank, -pair[1].paid))
 
 
 def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Found) -> str:

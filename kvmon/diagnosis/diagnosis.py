@@ -156,7 +156,7 @@ class Diagnosis:
             replace(finding, events=self._shown(finding), completeness=_merged(seen, finding.completeness))
             for finding in now._findings
         ]
-        return sorted(found, key=lambda finding: (VERDICTS[finding.verdict].rank, -_paid(finding), finding.start_ns))
+        return sorted(found, key=lambda finding: (VERDICTS[finding.verdict].rank, -finding.paid, finding.start_ns))
 
     def _shown(self, finding: Finding) -> tuple[tuple[int, int], ...]:
         """Events that show a finding: those of the fold's own faults where it is about them."""
@@ -328,10 +328,6 @@ def _loud(windows: Ints) -> npt.NDArray[np.bool_]:
     loud |= (windows[:, W.FORGOTTEN] > 0) & (windows[:, W.FORGOTTEN] >= FORGOTTEN_SHARE * windows[:, W.LOOKUP])
     loud |= (windows[:, W.PREEMPTED] > 0) & (windows[:, W.LOST] >= STORM_SHARE * windows[:, W.PREFILL])
     return loud
-
-
-def _paid(finding: Finding) -> float:
-    return finding.lost * 10 + finding.waited_s
 
 
 def _merged(seen: Completeness, own: Completeness) -> Completeness:

@@ -57,6 +57,11 @@ class Finding:
     waited_s: float = 0.0
     completeness: Completeness = field(default_factory=Completeness)
 
+    @property
+    def paid(self) -> float:
+        """What requests paid, in request-seconds; one that was lost counts as ten."""
+        return self.lost * 10 + self.waited_s
+
     def to_json(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
         said = asdict(self)
