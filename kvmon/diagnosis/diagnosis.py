@@ -31,7 +31,7 @@ from kvmon.diagnosis.thresholds import (
 from kvmon.diagnosis.verdict import Holds
 from kvmon.events import FailureOutcome
 from kvmon.state.faults import FaultKind
-from kvmon.state.watch import R, W
+from kvmon.state.watch import WINDOW_NS, R, W
 
 if TYPE_CHECKING:
     from kvmon.state import StreamState
@@ -48,7 +48,7 @@ _FAULTS = {
     "double_free": (FaultKind.DOUBLE_FREE, FaultKind.ALLOC_IN_USE),
     "leak": (FaultKind.UNOWNED, FaultKind.RESIDUAL),
 }
-_CARRIED = ("_waits", "_windows", "_known", "_gaps", "_state", "holding", "minutes")
+_CARRIED = ("_windows", "_known", "_gaps", "_state", "holding", "minutes")
 _OF_WINDOWS = tuple((name, verdict) for name, verdict in VERDICTS.items() if not verdict.of_refusals)
 _OPEN = np.iinfo(np.int64).max
 # What makes a window worth a look whatever else happened in it.
@@ -64,6 +64,12 @@ class _Waits:
         self.lost = np.zeros(0, np.bool_)
         self.preempting = np.zeros(0, np.bool_)
         self.end = np.zeros(0, np.int64)
+
+    def copy(self) -> _Waits:
+        """One that can go its own way; the other columns are replaced, never written to."""
+        other = copy.copy(self)
+        other.end = self.end.copy()
+        return other
 
     def add(self, rows: Ints, cause: Ints) -> None:
         self.rows = np.concatenate([self.rows, rows])
@@ -129,7 +135,6 @@ class Diagnosis:
     """
 
     def __init__(self, on_window: Callable[[int, int, tuple[str, ...]], None] | None = None) -> None:
-        self.active: dict[int, tuple[str, ...]] = {}
         self.holding: dict[int, dict[str, Holds]] = {}
         self.minutes: dict[int, Minute] = {}
         self.dropped = 0
@@ -189,6 +194,7 @@ class Diagnosis:
         later = Diagnosis()
         for name in _CARRIED:
             setattr(later, name, copy.copy(getattr(self, name)))
+        later._waits = {pool: waits.copy() for pool, waits in self._waits.items()}
         later._findings = [copy.copy(finding) for finding in self._findings]
         places = {id(finding): place for place, finding in enumerate(self._findings)}
         later._open = {
@@ -258,10 +264,9 @@ class Diagnosis:
 
     def _tell(self, end: int, pool: int, holds: dict[str, Holds]) -> None:
         self.holding[pool] = holds
-        self.active[pool] = tuple(holds)
         for key in [key for key in self._open if key[0] == pool and key[1] not in holds]:
             finding, _ = self._open[key]
-            if end - finding.end_ns > MINUTE_WINDOWS * 5_000_000_000:
+            if end - finding.end_ns > MINUTE_WINDOWS * WINDOW_NS:
                 del self._open[key]
         if self._on_window is not None:
             self._on_window(end, pool, tuple(holds))

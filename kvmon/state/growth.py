@@ -7,7 +7,7 @@ import numpy as np
 from kvmon.state.arrays import Array, Ints, Misc, Nodes, Requests
 from kvmon.state.requests import place
 
-__all__ = ["extended", "grown_nodes", "grown_requests"]
+__all__ = ["extended", "grown_nodes", "grown_requests", "grown_rows"]
 
 
 def grown_requests(old: Requests, misc: Ints) -> Requests:
@@ -35,6 +35,11 @@ def grown_nodes(old: Nodes, misc: Ints, least: int) -> Nodes:
     misc[Misc.NODES_FREE] = size
     misc[Misc.NODES_LEFT] += more
     return grown
+
+
+def grown_rows(old: Ints) -> Ints:
+    """What is kept beside each row of the requests, for twice the rows."""
+    return np.concatenate([old, np.zeros_like(old)])
 
 
 def extended(array: Array, more: int) -> Array:

@@ -20,7 +20,7 @@ from kvmon.events.totals import MAX_POOLS
 from kvmon.state.arrays import Array, Detail, Faults, Misc, Nodes, Pools, Requests, Runs
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.frames import FrameTable, ScanEnd, scan, whole_records
-from kvmon.state.growth import extended, grown_nodes, grown_requests
+from kvmon.state.growth import extended, grown_nodes, grown_requests, grown_rows
 from kvmon.state.kernels import DONE, LOG_FULL, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
 from kvmon.state.requests import computed_tokens, end_of_table, forget_unstated, recount, slots_of_table
@@ -303,7 +303,7 @@ class StreamState:
             if why == NEEDS_ROWS and self._requests is not None:
                 self._requests = grown_requests(self._requests, self._misc)
                 if self._watch is not None:
-                    self._watch = self._watch._replace(of_row=np.repeat(self._watch.of_row, 2, axis=0))
+                    self._watch = self._watch._replace(of_row=grown_rows(self._watch.of_row))
             elif why == NEEDS_NODES and self._nodes is not None:
                 self._nodes = grown_nodes(self._nodes, self._misc, int(self._pools.capacity.max()))
             else:

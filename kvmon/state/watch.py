@@ -88,7 +88,7 @@ class W:
     # of the pool, within the window
     EVICTED, REVIVED, LEAST_DEFERRED, LEAST_UNOWNED, DOUBLES = range(38, 43)
     CLAIMS, LEAST_RESIDUAL, MOST_RESIDUAL, LEAST_DRIFT, LEAST_GAUGE = range(43, 48)
-    BEGIN = 48  # ns; of the first window the time of the first frame
+    BEGIN = 48  # ns, not in the window any more; of the first one just before the first frame
     WIDTH = 49
     STREAM = (STEPS, GAPS + 1)  # columns that are counted for the stream and stand in every pool's row
 
@@ -357,7 +357,7 @@ def next_window(time: Any, misc: Any, pools: Any, detail: Any, runs: Any, reques
         watch.used[_BEGUN] = watch.used[_OPEN_END]
     else:
         begin_window(misc, pools, watch)
-        watch.used[_BEGUN] = time
+        watch.used[_BEGUN] = time - 1  # a window holds what is behind its begin, and so this frame
     watch.used[_OPEN_END] = ((time - 1) // WINDOW_NS + 1) * WINDOW_NS
 
 
