@@ -22,20 +22,8 @@ from kvmon.state.free_runs import largest_grantable
 from kvmon.state.request_records import arrival, failure, maybe, of_request, restated, wide
 from kvmon.state.requests import computed_tokens, find_row, recount
 from kvmon.state.units import apply, note
-from kvmon.state.watch import (
-    NAMING,
-    OPEN_END,
-    REFUSALS,
-    STARVED,
-    WINDOWS,
-    W,
-    ends_wait,
-    log_refusal,
-    next_window,
-    saw_hashes,
-    saw_hit,
-    saw_step,
-)
+from kvmon.state.watch import NAMING, OPEN_END, REFUSALS, STARVED, WINDOWS, W
+from kvmon.state.watch_kernels import ends_wait, log_refusal, next_window, saw_hashes, saw_hit, saw_step
 from kvmon.state.whole_pools import audit_slice, reset
 
 __all__ = ["DONE", "LOG_FULL", "NEEDS_NODES", "NEEDS_ROWS", "TRAP", "fold"]
@@ -85,7 +73,7 @@ _H = field_offsets(Kind.CACHE_HIT)
 _H_HIT, _H_LOOKUP = _H["hit_tokens"], _H["lookup_tokens"]
 _OPEN_END, _WINDOWS_USED, _REFUSALS_USED, _STARVED, _NAMING = OPEN_END, WINDOWS, REFUSALS, STARVED, NAMING
 _W_LEAST_DEFERRED, _W_LEAST_UNOWNED = W.LEAST_DEFERRED, W.LEAST_UNOWNED
-_W_ARRIVED, _W_ADMITTED, _W_FINISHED, _W_PREEMPTED, _W_LOST = W.ARRIVED, W.ADMITTED, W.FINISHED, W.PREEMPTED, W.LOST
+_W_FINISHED, _W_PREEMPTED, _W_LOST = W.FINISHED, W.PREEMPTED, W.LOST
 _STALE, _STRANGE, _SLOTS_LEFT = Misc.STALE_TABLES, Misc.STRANGE_POOL, Misc.SLOTS_LEFT
 
 
@@ -208,7 +196,7 @@ def fold(
         if watch is not None and times[frame] > watch.used[_OPEN_END]:
             if watch.used[_WINDOWS_USED] + misc[_POOLS] > len(watch.windows):
                 return LOG_FULL
-            next_window(times[frame], misc, pools, detail, runs, requests, nodes, watch)
+            next_window(times[frame], misc, pools, detail, requests, nodes, watch)
         backwards = misc[_TIME] - times[frame]
         misc[_TIME] = times[frame]
         misc[_FRAME] = numbers[frame]
@@ -282,7 +270,6 @@ def fold(
                         return NEEDS_ROWS
                     if kind == _ARRIVED:
                         arrival(words, at, np.int64(words[at + 1]), misc, requests, faults)
-                        watch.open[0, _W_ARRIVED] += 1
                     else:
                         restated(words, at, np.int64(words[at + 1]), misc, status, pools, detail, requests, nodes)
                         if watch.used[_STARVED]:
@@ -303,8 +290,6 @@ def fold(
                             return NEEDS_NODES
                         if kind in (_ASSIGN, _ASSIGN_RUN):
                             watch.used[_NAMING] |= misc[_NAMES_OWNERS] << pool  # 0 where nobody knows the request
-                        elif kind == _ADMITTED:
-                            watch.open[0, _W_ADMITTED] += 1
                         elif kind == _FINISHED:
                             watch.open[0, _W_FINISHED] += 1
                         elif kind == _PREEMPTED:

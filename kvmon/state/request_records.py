@@ -1,6 +1,6 @@
 """Kernels for the records about one request: where it is in its life, what it holds, what it was refused.
 
-When a wait for memory is over is seen in `kvmon.state.watch`.
+When a wait for memory is over is seen in `kvmon.state.watch_kernels`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from kvmon.state.kernels import DONE, LOG_FULL, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
 from kvmon.state.requests import computed_tokens, end_of_table, forget_unstated, recount, slots_of_table
 from kvmon.state.said import Claims, Step, Table
-from kvmon.state.watch import OPEN_END, REFUSALS, WINDOWS, W, Watch, close_window
+from kvmon.state.watch import OPEN_END, REFUSALS, WINDOWS, W, Watch
+from kvmon.state.watch_kernels import close_window
 from kvmon.state.whole_pools import audit_slice, clear_pool
 
 __all__ = ["StreamState"]
@@ -215,7 +216,7 @@ class StreamState:
             before=watch.before.copy(),
         )
         copy.used[WINDOWS] = 0
-        close_window(self.time_ns, self._misc, self._pools, self._detail, self._runs, self._requests, self._nodes, copy)
+        close_window(self.time_ns, self._misc, self._pools, self._detail, self._requests, self._nodes, copy)
         return copy.windows[: int(copy.used[WINDOWS])]
 
     # -- folding --

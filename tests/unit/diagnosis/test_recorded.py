@@ -14,7 +14,7 @@ from kvmon.cli.record import record_setup
 from kvmon.diagnosis import Diagnosis
 from kvmon.serving.scenarios import SCENARIOS, find
 from kvmon.state import StreamState, scan
-from kvmon.state.watch import WINDOW_NS
+from kvmon.state.watch import WINDOW_NS, R, W
 
 Words = npt.NDArray[np.uint32]
 Told = list[tuple[int, int, tuple[str, ...]]]
@@ -100,13 +100,13 @@ def test_memory_is_bounded_on_an_endless_stream() -> None:
     state.apply_frames(words, table)
     state.drain()
     held = sum(len(waits.rows) for waits in diagnosis._waits.values())
-    windows = np.zeros((5000, 49), np.int64)
+    windows = np.zeros((5000, W.WIDTH), np.int64)
     from tests.unit.diagnosis.rows import window
 
     for number in range(5000):
         windows[number] = window(10_000 + number, errors=int(number % 26 == 0))
     for _ in range(3):
-        diagnosis.take(np.zeros((0, 28), np.int64), windows)
+        diagnosis.take(np.zeros((0, R.WIDTH), np.int64), windows)
     assert held < 2000 and not diagnosis._waits
     assert len(diagnosis._findings) <= 200 and diagnosis.dropped > 0
     assert all(len(rows) <= 12 for rows, _ in diagnosis._minutes.values())
