@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -235,14 +236,12 @@ def test_a_long_run_can_be_interrupted(tmp_path: Path) -> None:
     path = tmp_path / "long.csv"
     path.write_text("arrival_s,prompt_tokens,output_tokens\n0,1,1073741824\n")
     size = ["--capacity-tokens", "1073741840", "--block-size", "1024"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvmon", "simulate", str(path), *size],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        assert run(["simulate", str(path), *size]) == 130
+    finally:
+        timer.cancel()
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
