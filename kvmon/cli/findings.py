@@ -1,4 +1,4 @@
-"""Findings in words: what `kvmon replay`, `status` and `why` have in common."""
+"""Findings in words, for `kvmon replay`."""
 
 from __future__ import annotations
 

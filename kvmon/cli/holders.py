@@ -32,8 +32,6 @@ def command(path: Path | None, by: str, json_: bool) -> None:
 
     Ages count from the arrival of a request. What no live request holds is listed by its state.
     """
-    if path is None:
-        raise ConfigError("nothing to look at: give a recording directory or a capture, or set KVMON_DIR")
     keys = [key.strip() for key in by.split(",")]
     if not keys or len(set(keys)) < len(keys) or any(key not in _KEYS for key in keys):
         raise ConfigError(f"'{by}' names no groups: give {', '.join(_KEYS)}, or some of them with commas")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmon.cli.capture import progress_of_words
-from kvmon.errors import InputError
+from kvmon.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from kvmon.replay import StreamDiagnosis
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["missing", "read_streams"]
 
 
-def read_streams(path: Path) -> list[StreamDiagnosis]:
-    """Diagnose `path` with a bar where it takes a while. Raises InputError where it is neither file nor directory."""
+def read_streams(path: Path | None) -> list[StreamDiagnosis]:
+    """Diagnose `path` with a bar where it takes a while. Raises ConfigError without a
+    path, InputError where it is neither file nor directory."""
+    if path is None:
+        raise ConfigError("nothing to look at: give a recording directory or a capture, or set KVMON_DIR")
     from kvmon.cli.patience import patience
     from kvmon.replay import diagnose_path
 

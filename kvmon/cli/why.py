@@ -48,8 +48,6 @@ def command(
 
     PATH is a recording directory, of a running engine too, or a capture (default: KVMON_DIR).
     """
-    if path is None:
-        raise ConfigError("nothing to look at: give a recording directory or a capture, or set KVMON_DIR")
     if last and since:
         raise ConfigError("--last is about one request and --since about all of a time: give one of them")
     if class_id is not None and class_id < 0:
@@ -66,11 +64,11 @@ def command(
         for stream in streams
         if engine in (None, stream.facts.engine)
         for refusal in stream.refusals()
-        if class_id is None or refusal.row[_R().CLASS] == class_id
+        if class_id is None or refusal.class_id == class_id
     ]
     not_seen = next((said for stream in streams if (said := missing(stream))), None)
     if seconds is not None:
-        found = [pair for pair in found if pair[1].row[_R().TIME] >= pair[0].state.time_ns - seconds * _SECOND]
+        found = [pair for pair in found if pair[1].time_ns >= pair[0].state.time_ns - seconds * _SECOND]
         click.echo(json.dumps(_by_cause(found), indent=2) if json_ else _told(found, str(since), not_seen))
         return
     if not found:
@@ -80,56 +78,53 @@ def command(
             whose = "" if class_id is None else f" of class {class_id}"
             click.echo(f"No allocation{whose} was refused{_but(not_seen)}.")
         return
-    stream, refusal = max(found, key=lambda pair: pair[1].row[_R().TIME])
+    stream, refusal = max(found, key=lambda pair: pair[1].time_ns)
     click.echo(json.dumps(_as_json(stream, refusal), indent=2) if json_ else _in_words(stream, refusal))
-
-
-def _R() -> Any:
-    from kvmon.state.watch import R
-
-    return R
 
 
 def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
     from kvmon.diagnosis import VERDICTS
-    from kvmon.events import FAILURE_REASONS, FailureOutcome
+    from kvmon.events import FAILURE_REASONS
     from kvmon.units import counted, format_count, format_duration, format_ratio
 
-    at, row = _R(), refusal.row
-    pool = stream.state.pools.get(row[at.POOL])
-    tokens = row[at.NEED] * row[at.UNIT_TOKENS]
-    ago = format_duration(max(stream.state.time_ns - row[at.TIME], 0) / 1e9)
-    who = f"Request {row[at.REQUEST]} (class {row[at.CLASS]})" if row[at.REQUEST] else "A request that is not known"
-    place = "while it ran" if row[at.MID_STREAM] else "at its start"
+    pool = stream.state.pools.get(refusal.pool)
+    tokens = refusal.need * refusal.unit_tokens
+    ago = format_duration(max(stream.state.time_ns - refusal.time_ns, 0) / 1e9)
+    who = (
+        f"Request {refusal.request} (class {refusal.class_id})"
+        if refusal.request is not None
+        else "A request that is not known"
+    )
+    place = "while it ran" if refusal.mid_stream else "at its start"
     lines = [
-        f"{who} was refused {counted(row[at.NEED], 'unit')} ({format_count(tokens)} tokens) of pool "
-        f"{pool.name if pool else row[at.POOL]} {place}, {ago} before the end of the recording."
+        f"{who} was refused {counted(refusal.need, 'unit')} ({format_count(tokens)} tokens) of pool "
+        f"{pool.name if pool else refusal.pool} {place}, {ago} before the end of the recording."
     ]
-    did = _DID[FailureOutcome(row[at.OUTCOME]).name]
-    if not refusal.waited or refusal.ended_ns == row[at.TIME]:
+    did = _DID[refusal.outcome.name]
+    if not refusal.waited or refusal.ended_ns == refusal.time_ns:
         lines.append(f"{did}.")
     elif refusal.ended_ns is None:
         lines.append(f"{did}, and still waits: {ago} so far.")
     else:
-        after = format_duration((refusal.ended_ns - row[at.TIME]) / 1e9)
+        after = format_duration((refusal.ended_ns - refusal.time_ns) / 1e9)
         lines.append(f"{did}; that was over after {after}.")
-    free = f"{format_count(row[at.FREE])} units were free and {format_count(row[at.EVICTABLE])} evictable"
-    block = f", the largest block {format_count(row[at.LARGEST])}" if row[at.LARGEST] >= 0 else ""
+    free = f"{format_count(refusal.free)} units were free and {format_count(refusal.evictable)} evictable"
+    block = f", the largest block {format_count(refusal.largest)}" if refusal.largest is not None else ""
     lines.append(
-        f"Why: {refusal.cause}. {free}{block}, of {format_count(row[at.CAPACITY])}; the engine said "
-        f"{FAILURE_REASONS[row[at.REASON]]}."
+        f"Why: {refusal.cause}. {free}{block}, of {format_count(refusal.capacity)}; the engine said "
+        f"{FAILURE_REASONS[refusal.reason]}."
     )
-    if row[at.KNOWN]:
-        slots = max(row[at.CAPACITY] * row[at.UNIT_TOKENS], 1)
-        units = max(row[at.CAPACITY], 1)
+    if refusal.past_known:
+        slots = max(refusal.capacity * refusal.unit_tokens, 1)
+        units = max(refusal.capacity, 1)
         shares = {
-            "active": row[at.ACTIVE] / units,
-            "reserved": row[at.RESERVED] / slots,
-            "unfilled tails": row[at.TAIL] / slots,
-            "without an owner": max(row[at.UNOWNED], 0) / units,
-            "evictable": row[at.EVICTABLE] / units,
-            "pinned": row[at.PINNED] / units,
-            "deferred": row[at.DEFERRED] / units,
+            "active": refusal.active / units,
+            "reserved": refusal.reserved_slots / slots,
+            "unfilled tails": refusal.tail_slots / slots,
+            "without an owner": (refusal.unowned or 0) / units,
+            "evictable": refusal.evictable / units,
+            "pinned": refusal.pinned / units,
+            "deferred": refusal.deferred / units,
         }
         said = {name: f"{name} {format_ratio(share)}" for name, share in shares.items() if share >= _SHOWN}
         within = [said.pop(name) for name in ("reserved", "unfilled tails", "without an owner") if name in said]
@@ -147,30 +142,28 @@ def _in_words(stream: StreamDiagnosis, refusal: Refusal) -> str:
 
 
 def _as_json(stream: StreamDiagnosis, refusal: Refusal) -> dict[str, Any]:
-    from kvmon.events import FAILURE_REASONS, FailureOutcome
+    from kvmon.events import FAILURE_REASONS
 
-    at, row = _R(), refusal.row
     names = ("need", "free", "evictable", "largest", "capacity", "active", "pinned", "deferred", "unowned")
-    units = {f"{name}_units": value if (value := row[getattr(at, name.upper())]) >= 0 else None for name in names}
     return {
         "engine": stream.facts.engine,
         "rank": stream.facts.rank,
-        "pool": row[at.POOL],
-        "time_ns": row[at.TIME],
-        "frame": row[at.FRAME],
-        "word": row[at.WORD],
-        "request": row[at.REQUEST] or None,
-        "class": row[at.CLASS] if row[at.CLASS] >= 0 else None,
+        "pool": refusal.pool,
+        "time_ns": refusal.time_ns,
+        "frame": refusal.frame,
+        "word": refusal.word,
+        "request": refusal.request,
+        "class": refusal.class_id,
         "cause": refusal.cause,
-        "reason": FAILURE_REASONS[row[at.REASON]],
-        "outcome": FailureOutcome(row[at.OUTCOME]).name.lower(),
-        "mid_stream": bool(row[at.MID_STREAM]),
-        "waited_s": None if refusal.ended_ns is None else (refusal.ended_ns - row[at.TIME]) / 1e9,
+        "reason": FAILURE_REASONS[refusal.reason],
+        "outcome": refusal.outcome.name.lower(),
+        "mid_stream": refusal.mid_stream,
+        "waited_s": None if refusal.ended_ns is None else (refusal.ended_ns - refusal.time_ns) / 1e9,
         "still_waits": refusal.waited and refusal.ended_ns is None,
-        **units,
-        "reserved_slots": row[at.RESERVED],
-        "tail_slots": row[at.TAIL],
-        "past_known": bool(row[at.KNOWN]),
+        **{f"{name}_units": getattr(refusal, name) for name in names},
+        "reserved_slots": refusal.reserved_slots,
+        "tail_slots": refusal.tail_slots,
+        "past_known": refusal.past_known,
     }
 
 
@@ -178,17 +171,16 @@ def _by_cause(found: list[tuple[StreamDiagnosis, Refusal]]) -> dict[str, Any]:
     """Refused allocations by cause: how many, how many requests were lost, and how long they waited."""
     from kvmon.events import FailureOutcome
 
-    at = _R()
     lost = (FailureOutcome.REFUSED, FailureOutcome.ABORTED)
     zero = {"refused": 0, "lost": 0, "waited_s": 0.0, "longest_s": 0.0}
     causes: dict[str, dict[str, float]] = defaultdict(zero.copy)
     for stream, refusal in found:
         cause = causes[refusal.cause]
         cause["refused"] += 1
-        cause["lost"] += int(refusal.row[at.OUTCOME] in lost)
+        cause["lost"] += int(refusal.outcome in lost)
         if refusal.waited:
             end = stream.state.time_ns if refusal.ended_ns is None else refusal.ended_ns
-            waited = (end - refusal.row[at.TIME]) / 1e9
+            waited = (end - refusal.time_ns) / 1e9
             cause["waited_s"] += waited
             cause["longest_s"] = max(cause["longest_s"], waited)
     return dict(sorted(causes.items(), key=lambda item: -item[1]["lost"] * 10 - item[1]["waited_s"]))

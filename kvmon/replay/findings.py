@@ -19,6 +19,7 @@ from kvmon.capture.reader import CaptureReader
 from kvmon.capture.recorded import Life, read_recorded
 from kvmon.diagnosis import HEALTHY, Diagnosis, Finding, cause_of
 from kvmon.errors import InputError
+from kvmon.events import FailureOutcome
 from kvmon.state import StreamState
 from kvmon.state.watch import R
 
@@ -31,17 +32,72 @@ MOST_REFUSALS = 20_000
 
 @dataclass(frozen=True)
 class Refusal:
-    """One refused allocation: its row of the log (`state.watch.R`), its cause, and when the wait that it began was over
-    (ns; None: it still lasts, or there was none)."""
+    """One refused allocation with the state around it, in units of its pool where a name says nothing else.
 
-    row: list[int]
+    None is what is not known. `ended_ns`: when the wait that it began was over (None: it still lasts, or there was
+    none); `past_known`: whether the state around it rests on the whole past.
+    """
+
+    time_ns: int
+    frame: int
+    word: int
+    pool: int
+    request: int | None
+    class_id: int | None
     cause: str
+    reason: int
+    outcome: FailureOutcome
+    mid_stream: bool
+    waited: bool
     ended_ns: int | None
+    past_known: bool
+    unit_tokens: int
+    need: int
+    free: int
+    evictable: int
+    largest: int | None
+    capacity: int
+    active: int
+    pinned: int
+    deferred: int
+    unowned: int | None
+    reserved_slots: int
+    tail_slots: int
 
-    @property
-    def waited(self) -> bool:
-        """Whether it began a wait."""
-        return self.row[R.SEQ] > 0
+    @classmethod
+    def of_row(cls, row: list[int], cause: str, ended_ns: int | None) -> Refusal:
+        """From a row of the log (`state.watch.R`)."""
+        return cls(
+            time_ns=row[R.TIME],
+            frame=row[R.FRAME],
+            word=row[R.WORD],
+            pool=row[R.POOL],
+            request=row[R.REQUEST] or None,
+            class_id=_known(row[R.CLASS]),
+            cause=cause,
+            reason=row[R.REASON],
+            outcome=FailureOutcome(row[R.OUTCOME]),
+            mid_stream=bool(row[R.MID_STREAM]),
+            waited=row[R.SEQ] > 0,
+            ended_ns=ended_ns,
+            past_known=bool(row[R.KNOWN]),
+            unit_tokens=row[R.UNIT_TOKENS],
+            need=row[R.NEED],
+            free=row[R.FREE],
+            evictable=row[R.EVICTABLE],
+            largest=_known(row[R.LARGEST]),
+            capacity=row[R.CAPACITY],
+            active=row[R.ACTIVE],
+            pinned=row[R.PINNED],
+            deferred=row[R.DEFERRED],
+            unowned=_known(row[R.UNOWNED]),
+            reserved_slots=row[R.RESERVED],
+            tail_slots=row[R.TAIL],
+        )
+
+
+def _known(value: int) -> int | None:
+    return value if value >= 0 else None
 
 
 @dataclass
@@ -76,7 +132,8 @@ class StreamDiagnosis:
         self.state.drain()
         exact = self.state.config.get("fidelity", "exact") == "exact"
         return [
-            Refusal(row, cause_of(np.array(row, np.int64), exact), self._ended.get(row[R.SEQ])) for row in self._refused
+            Refusal.of_row(row, cause_of(np.array(row, np.int64), exact), self._ended.get(row[R.SEQ]))
+            for row in self._refused
         ]
 
     def apply(self, piece: Piece) -> None:
