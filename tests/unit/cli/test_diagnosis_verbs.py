@@ -111,29 +111,40 @@ def test_who_holds_the_memory(captures: Path, capsys: pytest.CaptureFixture[str]
 
 ENGINE = """
 import sys
+import time
 from pathlib import Path
 from tests.toy_engine import ToyEngine
 engine = ToyEngine(Path(sys.argv[1]), "chat")
-engine.run(50)
+engine.run(int(sys.argv[2]))
 print("ready", flush=True)
-sys.stdin.read()
 """
+# until it is killed: an engine that stands still is another state
+ENGINE_THAT_RUNS_ON = (
+    ENGINE
+    + """
+while True:
+    engine.run(1)
+    time.sleep(0.01)
+"""
+)
 
 
 def test_status_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line a pool and an exit code for scripts: of an engine that lives, and of one that was killed."""
     engine = subprocess.Popen(
-        [sys.executable, "-c", ENGINE, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", ENGINE_THAT_RUNS_ON, str(tmp_path), "50"], stdout=subprocess.PIPE, cwd=ROOT
     )
-    with engine:
+    try:
         assert engine.stdout is not None and engine.stdout.readline() == b"ready\n"
-        code = run(["status", str(tmp_path)])
+        run(["status", str(tmp_path)])
         line = capsys.readouterr().out
         assert line.startswith("chat-0 kv ") and "% used" in line and line.count("\n") == 1
-        assert run(["status", str(tmp_path), "--json"]) == code
+        code = run(["status", str(tmp_path), "--json"])
         row = json.loads(capsys.readouterr().out)["pools"][0]
         assert row["life"] == "alive" and (code == 0) == (row["verdicts"] == ["healthy"])
+    finally:
         engine.kill()
+        engine.communicate()
     assert run(["status", str(tmp_path)]) == 1
     assert "dead" in capsys.readouterr().out
 
@@ -168,8 +179,7 @@ def test_a_restart_is_a_new_life_and_silent(tmp_path: Path) -> None:
 
     for steps in (300, 60):
         done = subprocess.run(
-            [sys.executable, "-c", ENGINE.replace("run(50)", f"run({steps})"), str(tmp_path)],
-            input=b"",
+            [sys.executable, "-c", ENGINE, str(tmp_path), str(steps)],
             capture_output=True,
             cwd=ROOT,
             check=True,
