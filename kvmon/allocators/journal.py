@@ -41,6 +41,8 @@ absolute. It is not a wire format: an adapter translates it into events.
     CLAIMS     31   available, evictable, protected, in_flight, usage_millionths   what the engine itself says it has
     ERROR      32   error, asked_bytes, free_bytes, reserved_bytes                 something else than the pool failed
     LOST       33   entries, reason                 what an observer lost here, in its place; no allocator writes it
+    COPY       34   request, from, to, tokens       copy on write: the first tokens of a page that is not full, into a
+                                                    page of a fork, which is about to write there; after the ASSIGN
 
 Order inside a step: ARRIVE of everybody who came before it; then what scheduling did, request by request (ADMIT,
 SHARE, ALLOC or ALLOC_RUN, RELOCATE, FREE_RUN, ASSIGN, RESERVE, CACHE; FAIL and PREEMPT before the UNSHARE or FREE_RUN
@@ -97,6 +99,7 @@ __all__ = [
     "CLAIMS",
     "COMMIT",
     "COMPACT",
+    "COPY",
     "DEFER",
     "ENTRY_FIELDS",
     "ENTRY_NAMES",
@@ -168,6 +171,7 @@ COMPACT = 30
 CLAIMS = 31
 ERROR = 32
 LOST = 33
+COPY = 34
 
 #: Entries whose length depends on their second field.
 WITH_UNITS = frozenset({ALLOC, SHARE, UNSHARE, CACHE, ASSIGN, PIN, EVICT, DEFER, FREE, ASSIGN_WINDOW, OFFLOAD, ONBOARD})
@@ -193,6 +197,7 @@ ENTRY_FIELDS = {
     CLAIMS: 5,
     ERROR: 4,
     LOST: 2,
+    COPY: 4,
 }
 ENTRY_NAMES = {
     ALLOC: "alloc",
@@ -227,6 +232,7 @@ ENTRY_NAMES = {
     CLAIMS: "claims",
     ERROR: "error",
     LOST: "lost",
+    COPY: "copy",
 }
 
 # Columns of Journal.state.

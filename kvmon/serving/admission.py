@@ -7,7 +7,7 @@ is asked about is what must fit by the policy for admission; what is taken is wh
 from __future__ import annotations
 
 from kvmon.allocators import run_pool
-from kvmon.allocators.journal import ADMIT, ON, put3
+from kvmon.allocators.journal import ADMIT, COPY, ON, put3, put4
 from kvmon.allocators.page_pool import queued_among
 from kvmon.allocators.refusal import FinishReason, Outcome, Reason
 from kvmon.allocators.run_pool import find_run, granted_units
@@ -37,6 +37,10 @@ from kvmon.serving.state import (
     CHUNKED,
     COMPACTED_NOW,
     COMPACTION,
+    COMPUTED,
+    COPIED_TOKENS,
+    DECODE,
+    FORK_OF,
     HIT_TOKENS,
     HOST_UNITS,
     LOOKUP_TOKENS,
@@ -112,7 +116,8 @@ def _must_wait_for_budget(serving: Serving, tokens: int, budget: int, prefill: i
 
 @inner
 def _admit_pages(serving: Serving, request: int, place: int, budget: int, prefill: int) -> int:
-    """Admit with the pages of the first tokens, counting what the prefix cache or the host tier holds."""
+    """Admit with the pages of the first tokens, counting what the prefix cache, the host tier or a fork's parent
+    holds."""
     config = serving.config
     tally = serving.tally
     unit_tokens = config[UNIT_TOKENS]
@@ -121,11 +126,18 @@ def _admit_pages(serving: Serving, request: int, place: int, budget: int, prefil
     kept = swapped_tokens(serving, request) if config[HOST_UNITS] else 0
     hits = 0
     revived = 0
-    if config[PREFIX] and kept == 0:
+    parent = _parent(serving, request) if serving.facts[request, FORK_OF] else 0
+    if parent < 0:
+        return PASSED_OVER
+    if parent:
+        hits = (total - 1) // unit_tokens
+        for i in range(hits):
+            row[i] = serving.table[serving.live[parent, SEAT], i]
+    elif config[PREFIX] and kept == 0:
         # The last token is always computed: its logits give the next one. So its page is never a hit.
         hits = chain_length(serving, request, row, (total - 1) // unit_tokens)
         revived = queued_among(serving.pages, row, 0, hits)
-    computed = max(hits * unit_tokens, kept)
+    computed = total - 1 if parent else max(hits * unit_tokens, kept)
     tokens = total - computed
     if _must_wait_for_budget(serving, tokens, budget, prefill):
         return BLOCKED
@@ -190,9 +202,12 @@ def _admit_pages(serving: Serving, request: int, place: int, budget: int, prefil
         )
         return _turn_away(serving, request, place, need, reason, pool, hopeless)
     leave_queue(serving, place)
-    _write_admission(serving, request, hits * unit_tokens, total if config[PREFIX] and kept == 0 else 0)
+    found = computed if parent else hits * unit_tokens
+    _write_admission(serving, request, found, total if config[PREFIX] and kept == 0 else 0)
     take_seat(serving, request, computed)
-    admit_pages(serving, request, hits, fresh)
+    admit_pages(serving, request, hits, fresh, parent > 0)
+    if parent:
+        _copy_last_page(serving, request, parent, hits)
     if kept:
         swap_in(serving, request, True)
     if config[WINDOW]:
@@ -201,6 +216,33 @@ def _admit_pages(serving: Serving, request: int, place: int, budget: int, prefil
         serving.held[seat, WINDOW_PAGES] = first
         extend_window(serving, request, end)
     return ADMITTED
+
+
+@inner
+def _parent(serving: Serving, request: int) -> int:
+    """The running request whose pages a fork can have now; -1 while that one's prompt is still being computed, 0 when
+    the fork has to find its tokens like anybody else (its parent ended or gave its memory back, or a window group's
+    pages are not shared)."""
+    live = serving.live
+    parent = serving.facts[request, FORK_OF]
+    if serving.config[WINDOW] or live[request, PHASE] == WAITING_AGAIN:
+        return 0
+    if live[parent, PHASE] not in (PREFILL, DECODE):
+        return 0
+    return int(parent) if live[parent, COMPUTED] >= live[request, TOTAL] - 1 else -1
+
+
+@inner
+def _copy_last_page(serving: Serving, request: int, parent: int, full: int) -> None:
+    """Copy on write: the fork writes behind the `full` pages it shares, so it gets a page of its own with what its
+    parent's has up to there."""
+    tokens = serving.live[request, COMPUTED] - full * serving.config[UNIT_TOKENS]
+    if tokens == 0:
+        return
+    serving.tally[COPIED_TOKENS] += tokens
+    if serving.journal.state[ON]:
+        here = serving.table[serving.live[request, SEAT], full]
+        put4(serving.journal, COPY, request, serving.table[serving.live[parent, SEAT], full], here, tokens)
 
 
 @inner
@@ -275,14 +317,15 @@ def _turn_away(serving: Serving, request: int, place: int, need: int, reason: in
 
 @inner
 def _write_admission(serving: Serving, request: int, hit_tokens: int, lookup_tokens: int) -> None:
-    """Count the lookup, the first one apart from those after a preemption, and write ADMIT."""
+    """Count the lookup where there was one, the first one apart from those after a preemption, and write ADMIT."""
     tally = serving.tally
+    found = hit_tokens if lookup_tokens else 0
     if serving.live[request, PHASE] == WAITING_AGAIN:
         tally[AGAIN_LOOKUP_TOKENS] += lookup_tokens
-        tally[AGAIN_HIT_TOKENS] += hit_tokens
+        tally[AGAIN_HIT_TOKENS] += found
     else:
         tally[LOOKUP_TOKENS] += lookup_tokens
-        tally[HIT_TOKENS] += hit_tokens
+        tally[HIT_TOKENS] += found
     serving.live[request, PHASE] = PREFILL
     if serving.journal.state[ON]:
         put3(serving.journal, ADMIT, request, hit_tokens, lookup_tokens)

@@ -35,6 +35,7 @@ from kvmon.serving.state import (
     DONE,
     DRAFT_TOKENS,
     FIRST_TOKEN_NS,
+    FORK_OF,
     HELD_PAGES,
     HOST_UNITS,
     INTENDED,
@@ -250,7 +251,8 @@ def room_for_step(serving: Serving) -> int:
         request = serving.waiting[(tally[QUEUE_HEAD] + i) & mask]
         pages = pages_for(serving.live[request, TOTAL] + 2 * config[LOOKAHEAD], unit_tokens)
         words += 11 * pages if config[WINDOW] else 7 * pages
-        if not turned_away and pages <= config[CAPACITY_UNITS]:
+        # A fork may be passed over while its parent computes.
+        if not (turned_away or serving.facts[request, FORK_OF]) and pages <= config[CAPACITY_UNITS]:
             places -= 1
         i += 1
     return int(words)

@@ -162,12 +162,13 @@ def count_units(serving: Serving, request: int, units: int) -> None:
 
 
 @inner
-def admit_pages(serving: Serving, request: int, hits: int, fresh: int) -> None:
-    """Give a seated request its `hits` cached pages (they stand in its row) and `fresh` new ones."""
+def admit_pages(serving: Serving, request: int, hits: int, fresh: int, forked: bool) -> None:
+    """Give a seated request its `hits` pages (they stand in its row) and `fresh` new ones; the former are cached ones,
+    or those of the request it is `forked` from, which need not have content that anybody could find."""
     seat = serving.live[request, SEAT]
     row = serving.table[seat]
     share_pages(serving.pages, row, 0, hits)
-    pinned = pin_hot(serving.pages, row, hits, serving.some) if serving.config[PINS] else 0
+    pinned = pin_hot(serving.pages, row, hits, serving.some) if serving.config[PINS] and not forked else 0
     take_pages(serving.pages, row, hits, fresh)
     unit_tokens = serving.config[UNIT_TOKENS]
     serving.held[seat, PAGES] = hits + fresh

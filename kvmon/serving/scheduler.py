@@ -32,6 +32,7 @@ from kvmon.serving.config import SchedulerConfig
 from kvmon.serving.endings import next_transfer
 from kvmon.serving.faults import Faults
 from kvmon.serving.lifecycle import arrive
+from kvmon.serving.retention import FIRST, find_region
 from kvmon.serving.schedule import schedule
 from kvmon.serving.workload import check_page_hashes
 
@@ -149,10 +150,14 @@ class Scheduler:
         class_id: int = 0,
         identities: Sequence[int] | npt.NDArray[np.uint64] = (),
         arrival_ns: int = 0,
+        fork_of: int = 0,
+        more_identities: int = 0,
     ) -> int:
         """Queue a request and return its number; one that could never fit is refused at once (see the journal).
 
-        `intended_output` 0: the engine says at each commit who stopped. Raises ConfigError for what no request can be.
+        `intended_output` 0: the engine says at each commit who stopped. `fork_of`: an earlier request with the same
+        prompt; in pages this one begins with that one's as soon as they are computed. `more_identities`: room for those
+        that `name_more` will add. Raises ConfigError for what no request can be.
         """
         if self._open:
             raise ConfigError("a step is open: commit it before adding requests")
@@ -161,6 +166,7 @@ class Scheduler:
             ("token_limit", token_limit, 1),
             ("intended_output", intended_output, 0),
             ("class_id", class_id, 0),
+            ("more_identities", more_identities, 0),
         ):
             if not least <= value <= _MOST_TOKENS:
                 raise ConfigError(f"{label} of {value} is not possible: give {least} or more")
@@ -170,13 +176,15 @@ class Scheduler:
             )
         if any(int(identity) == 0 for identity in identities):
             raise ConfigError("prefix identity 0 is reserved for 'no content': use numbers from 1")
-        self._grow(prompt_tokens, token_limit, len(identities))
+        if fork_of and not (1 <= fork_of <= self._requests and self._same_prompt(fork_of, prompt_tokens)):
+            raise ConfigError(f"request {fork_of} has no prompt of {prompt_tokens} tokens to fork: name one that has")
+        self._grow(prompt_tokens, token_limit, len(identities) + more_identities)
         self._requests += 1
         request = self._requests
         state = self._state
         first = self._identities
         state.hashes[first : first + len(identities)] = np.asarray(identities, np.uint64)
-        self._identities += len(identities)
+        self._identities += len(identities) + more_identities
         covered = len(identities) * self.hash_tokens
         if self.hash_tokens and len(identities) <= -(-prompt_tokens // self.hash_tokens):
             covered = min(covered, prompt_tokens)
@@ -191,11 +199,27 @@ class Scheduler:
             covered,
             level,
         )
+        state.facts[request, at.FORK_OF] = fork_of
         state.tally[at.NOW] = max(int(state.tally[at.NOW]), arrival_ns)
         state.tally[at.ENDED] = 0
         self._make_room(32)
         arrive(self._state, request)
         return request
+
+    def name_more(self, request: int, identities: Sequence[int]) -> None:
+        """Name the next full steps of what `request` has, prompt and output, so that later requests can hit them.
+
+        Only while what was named before is whole steps, and as far as `more_identities` made room. Raises ConfigError.
+        """
+        facts = self._state.facts
+        covered = int(facts[request, at.COVERED])
+        named, rest = divmod(covered, max(self.hash_tokens, 1))
+        first = int(facts[request, at.HASH_FIRST]) + named
+        end = self._identities if request == self._requests else int(facts[request + 1, at.HASH_FIRST])
+        if rest or first + len(identities) > end:
+            raise ConfigError(f"request {request} has no room for {len(identities)} more names behind token {covered}")
+        self._state.hashes[first : first + len(identities)] = np.asarray(identities, np.uint64)
+        facts[request, at.COVERED] = covered + len(identities) * self.hash_tokens
 
     def schedule(self) -> Plan:
         """Choose the tokens of the next step and place them. Raises ConfigError when the last step is still open."""
@@ -281,6 +305,14 @@ class Scheduler:
         allocator = self.allocator if capacity_units is None else self.allocator.resized(capacity_units)
         wanted = bool(self._state.journal.state[ON]) if journal is None else journal
         return Scheduler(allocator, self.config, hash_tokens=self.hash_tokens, journal=wanted, faults=self.faults)
+
+    def region_of(self, request: int) -> int:
+        """First unit of the prefix that stayed behind and that `request` begins with; 0 when there is none."""
+        region = int(find_region(self._state, request))
+        return int(self._state.apart[region, FIRST]) if region >= 0 else 0
+
+    def _same_prompt(self, request: int, prompt_tokens: int) -> bool:
+        return int(self._state.facts[request, at.PROMPT]) == prompt_tokens
 
     def _make_room(self, words: int) -> None:
         journal = self._state.journal

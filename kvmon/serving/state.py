@@ -1,6 +1,6 @@
 """The scheduler's state: arrays that the kernels of a step share, and the names of their columns.
 
-    facts    int64 (requests + 1, 13)   what a request brought, never changed after its arrival; behind that what is
+    facts    int64 (requests + 1, 14)   what a request brought, never changed after its arrival; behind that what is
                                         rarely touched: its first token, its block in the host tier
     live     int32 (requests + 1, 8)    where it stands; one cache line holds two requests
     seats    a request that holds memory sits on one of `max_sequences` seats: `held` (its pages or its block) and, when
@@ -51,7 +51,8 @@ HOST_START = 9
 HOST_COUNT = 10  # units in the host tier
 HOST_TOKENS = 11  # kept there, 0 = none
 ENDED_BEFORE = 12  # the request that ended before this one, since somebody looked
-FACTS = 13
+FORK_OF = 13  # the request whose prompt it has, too, 0 = none
+FACTS = 14
 
 # live
 COMPUTED = 0
@@ -165,7 +166,7 @@ HIT_TOKENS = 21
 AGAIN_LOOKUP_TOKENS = 22  # of admissions after a preemption
 AGAIN_HIT_TOKENS = 23
 RELOCATIONS = 24
-COPIED_TOKENS = 25
+COPIED_TOKENS = 25  # on the device: moved blocks, prefixes that stayed behind, last pages of forks
 PEAK_ACTIVE = 26
 OUTPUT_TOKENS = 27
 COMPUTED_TOKENS = 28  # prefill and decode tokens over all steps

@@ -43,6 +43,7 @@ FIXED = {
     31: ("claims", 5),
     32: ("error", 4),
     33: ("lost", 2),
+    34: ("copy", 4),
 }
 
 
@@ -179,7 +180,7 @@ class JournalFold:
     def share(self, request: int, units: list[int]) -> None:
         """One more reference; a page that could be taken cannot be any more."""
         for unit in units:
-            assert unit in self.cached, "a page without content cannot be hit"
+            assert unit in self.cached or self.references[unit], "a page without content or owner cannot be shared"
             self.hits[unit] += 1
             if self.references[unit] == 0:
                 if unit in self.deferred:
@@ -375,6 +376,14 @@ class JournalFold:
         self.moved.clear()
         self.compactions += 1
 
+    def copy(self, request: int, source: int, target: int, tokens: int) -> None:
+        """A page of the fork alone, and one with the same tokens that somebody else still has."""
+        seen = self.requests[request]
+        assert seen.table[seen.computed // self.unit_tokens] == target and self.references[target] == 1
+        assert tokens == seen.computed % self.unit_tokens
+        assert self.references[source] and source not in seen.table
+        assert 0 < tokens < self.unit_tokens
+
     # Requests
 
     def arrive(self, request: int, at: int, class_id: int, prompt: int, limit: int, intended: int) -> None:
@@ -385,7 +394,7 @@ class JournalFold:
     def admit(self, request: int, hit: int, lookup: int) -> None:
         """From the queue into memory, with what the cache had."""
         seen = self.requests[request]
-        assert not seen.running and not seen.ended and hit < max(lookup, 1)
+        assert not seen.running and not seen.ended and hit < max(lookup, seen.prompt)
         assert not seen.table and not seen.window
         self.admitted.append(request)
         seen.running, seen.computed, seen.decoding = True, hit, False

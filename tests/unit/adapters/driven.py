@@ -142,7 +142,7 @@ class Held(NamedTuple):
 
 
 class Traffic:
-    """Random requests over a scheduler: shared prefixes, aborts, resets of the prefix cache, one step at a time."""
+    """Random requests over a scheduler: prefixes, forks, aborts, resets of the prefix cache, one step at a time."""
 
     def __init__(self, options: Options, seed: int, hash_tokens: int = HASH_TOKENS) -> None:
         allocator = options.allocator
@@ -186,15 +186,21 @@ class Traffic:
         while self.named and len(names) * self.hash_tokens < prompt:
             names.append((names[-1] * 7 + draw.choice((1, 1, 2))) % 2**61)
         identities = np.array(names if self.named else [], np.uint64)
-        request = self.scheduler.add(
-            prompt,
-            draw.randint(1, 40),
-            intended_output=draw.randint(1, 40),
-            class_id=draw.randint(0, 3),
-            identities=identities,
-            arrival_ns=self.now,
-        )
-        self.identities[request] = identities
+        class_id = parent = 0
+        for _ in range(draw.choice((1, 1, 1, 1, 1, 3)) if self.paged else 1):
+            limit, intended = draw.randint(1, 40), draw.randint(1, 40)
+            class_id = class_id if parent else draw.randint(0, 3)
+            request = self.scheduler.add(
+                prompt,
+                limit,
+                intended_output=intended,
+                class_id=class_id,
+                identities=identities,
+                arrival_ns=self.now,
+                fork_of=parent,
+            )
+            self.identities[request] = identities
+            parent = parent or request
 
     # -- what the arrays say --
 
@@ -395,7 +401,7 @@ class Followed:
 
 def follow(options: Options, seed: int, steps: int, *, look_every: int = 1, hash_tokens: int = HASH_TOKENS) -> Followed:
     """Serve random traffic through the compiled translation and compare it step by step."""
-    followed = Followed(options, seed, steps * 2 + 10, hash_tokens)
+    followed = Followed(options, seed, steps * 3 + 10, hash_tokens)
     for step in range(steps):
         followed.step(step % look_every == 0)
     return followed

@@ -25,6 +25,7 @@ requests = st.builds(
     intended=st.integers(0, 40),
     family=st.integers(0, 2),
     class_id=st.integers(0, 3),
+    forks=st.sampled_from([0, 0, 0, 0, 1, 2]),
 )
 arrivals = st.lists(requests, min_size=1, max_size=12)
 # 1: the prefix cache is reset, 2: a request is aborted, 3 and 4: some requests stop

@@ -349,3 +349,63 @@ def test_policies_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     """Each option outside its range is a configuration error."""
     with pytest.raises(ConfigError):
         SchedulerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_fork_begins_with_its_parents_pages_and_copies_the_last() -> None:
+    """Full pages are shared, with and without a prefix cache; the one that both would write into is copied."""
+    for cached in (False, True):
+        scheduler = Scheduler(PagedConfig(100, 4, prefix_cache=cached), hash_tokens=4 if cached else 0, journal=True)
+        names = [7, 8] if cached else []
+        parent = scheduler.add(10, 5, identities=names)
+        fork = scheduler.add(10, 5, identities=names, fork_of=parent)
+        assert scheduler.schedule().requests.tolist() == [parent], "the prompt is computed once"
+        scheduler.commit(0, 1)
+        scheduler.drain()
+        plan = scheduler.schedule()
+        scheduler.check()
+        assert plan.requests.tolist() == [parent, fork]
+        assert (plan.computed.tolist(), plan.tokens.tolist()) == ([10, 9], [1, 1])
+        ours, its = (scheduler.state.table[seat, :3].tolist() for seat in plan.seats)
+        assert ours[:2] == its[:2] and ours[2] != its[2]
+        assert ("copy", [fork, ours[2], its[2], 1]) in entries(scheduler)
+        scheduler.commit(1, 1)
+        run(scheduler)
+        assert scheduler.state.tally[at.COPIED_TOKENS] == 1
+
+
+def test_a_fork_whose_parent_is_gone_computes_its_prompt() -> None:
+    """Its parent was aborted: the fork is a request like any other."""
+    scheduler = Scheduler(PagedConfig(100, 4, prefix_cache=False))
+    parent = scheduler.add(10, 5)
+    fork = scheduler.add(10, 5, fork_of=parent)
+    scheduler.schedule()
+    scheduler.commit(0, 1)
+    scheduler.abort(parent)
+    plan = scheduler.schedule()
+    assert (plan.requests.tolist(), plan.computed.tolist(), plan.tokens.tolist()) == ([fork], [0], [10])
+    scheduler.commit(1, 1)
+
+
+def test_generated_pages_can_be_named_and_hit() -> None:
+    """Names that are added while a request runs are found by a later one with the same beginning."""
+    scheduler = Scheduler(PagedConfig(100, 4), hash_tokens=4)
+    first = scheduler.add(8, 9, identities=[1, 2], more_identities=2)
+    scheduler.schedule()
+    scheduler.commit(0, 1)
+    scheduler.name_more(first, [3])
+    scheduler.name_more(first, [4])
+    with pytest.raises(ConfigError, match="no room for 1 more names behind token 16"):
+        scheduler.name_more(first, [5])
+    run(scheduler)
+    scheduler.add(20, 2, identities=[1, 2, 3, 9])
+    assert scheduler.schedule().computed.tolist() == [12]
+    scheduler.commit(0, 1)
+
+
+def test_only_an_earlier_request_with_that_prompt_can_be_forked() -> None:
+    """Anything else is an error that says so."""
+    scheduler = Scheduler(PagedConfig(100, 4))
+    scheduler.add(8, 2)
+    for parent, prompt in ((1, 9), (2, 8), (-1, 8)):
+        with pytest.raises(ConfigError, match=f"request {parent} has no prompt of {prompt} tokens to fork"):
+            scheduler.add(prompt, 2, fork_of=parent)

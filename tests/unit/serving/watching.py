@@ -19,7 +19,7 @@ from tests.unit.serving.option_sets import HASH_TOKENS, STEP_NS
 
 class Arrival(NamedTuple):
     """A request: steps to wait before it arrives, its lengths (intended 0: stopped from outside), which family of
-    prefixes it belongs to (0: none), its class."""
+    prefixes it belongs to (0: none), its class, and how many more samples of its prompt are asked for."""
 
     delay: int
     prompt: int
@@ -27,6 +27,7 @@ class Arrival(NamedTuple):
     intended: int
     family: int
     class_id: int = 0
+    forks: int = 0
 
 
 def identities(prompt: int, family: int, request: int) -> list[int]:
@@ -75,6 +76,7 @@ class Watched:
         self.doings: list[tuple[str, tuple[object, ...], dict[str, object]]] = []
         self.outputs: dict[int, int] = {}
         self.disturbed: set[int] = set()
+        self.forked = False
         self.now = 0
 
     @property
@@ -87,24 +89,26 @@ class Watched:
         self.doings.append((name, args, kwargs))
         return getattr(self.scheduler, name)(*args, **kwargs)
 
-    def add(self, arrival: Arrival) -> int:
-        """One more request."""
-        number = len(self.outputs) + 1
-        _, prompt, limit, intended, family, class_id = arrival
-        names = identities(prompt, family, number)
-        added = self.do(
-            "add",
-            prompt,
-            limit,
-            intended_output=intended,
-            identities=names,
-            class_id=class_id,
-            arrival_ns=self.now,
-        )
-        assert added == number
-        longest = self.config.max_model_len or prompt + limit
-        self.outputs[number] = min(intended or limit, limit, longest - prompt)
-        return number
+    def add(self, arrival: Arrival) -> None:
+        """One more request, and its forks."""
+        first = len(self.outputs) + 1
+        _, prompt, limit, intended, family, class_id, forks = arrival
+        names = identities(prompt, family, first)
+        for number in range(first, first + 1 + forks):
+            added = self.do(
+                "add",
+                prompt,
+                limit,
+                intended_output=intended,
+                identities=names,
+                class_id=class_id,
+                arrival_ns=self.now,
+                fork_of=first if number > first else 0,
+            )
+            assert added == number
+            longest = self.config.max_model_len or prompt + limit
+            self.outputs[number] = min(intended or limit, limit, longest - prompt)
+            self.forked |= number > first
 
     def abort(self, request: int) -> None:
         """End a request from outside; the room that a step would need is enough for that."""
@@ -239,7 +243,8 @@ class Watched:
         waiting = set(self.scheduler.waiting.tolist())
         levels = [self.config.levels.get(int(self.state.facts[request, at.CLASS]), 0) for request in queue]
         assert levels == sorted(levels)
-        if not self.allocator.quotas:
+        # A fork is passed over while its parent's prompt is being computed.
+        if not self.allocator.quotas and not self.forked:
             stays = [request in waiting for request in queue]
             assert stays == sorted(stays), "somebody was overtaken in the queue"
 
@@ -343,6 +348,7 @@ def pressing(allocator: AllocatorConfig, seed: int, count: int) -> list[Arrival]
             intended=int(random.integers(1, third + 1)),
             family=int(random.integers(0, 3)),
             class_id=int(random.integers(0, 4)),
+            forks=int(random.integers(0, 8)) // 6,
         )
         for _ in range(count)
     ]
