@@ -74,6 +74,8 @@ ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("kvmon_requests", "state"): ("waiting", "running", "preempted"),
     ("kvmon_requests_finished_total", "reason"): ("unknown", "stop", "length", "abort", "error", "refused"),
     ("kvmon_gpu_memory_bytes", "state"): ("used", "reserved", "free"),
+    ("kvmon_gpu_used_bytes", "part"): ("kv_pool", "weights", "torch_other", "torch_slack", "rest"),
+    ("kvmon_torch_memory_bytes", "state"): ("allocated", "inactive_split", "cached"),
     ("kvmon_verdict", "verdict"): (
         "healthy",
         "fragmentation",
@@ -388,7 +390,46 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "kvmon_gpu_memory_bytes", "gauge", "device", "bytes", ("gpu", "state"), _ALL,
         "Memory of a GPU as its driver (NVML) counts it, all processes together. gpu is the device's UUID; reserved "
-        "is the driver's own part.",
+        "is the driver's own part, within used where the driver is old.",
+    ),
+    Metric(
+        "kvmon_gpu_used_bytes", "gauge", "device", "bytes", ("gpu", "part"), _ALL,
+        "What the used memory of a GPU is for; the parts sum to it. kv_pool and weights: of what torch allocated in "
+        "all engines here; torch_other: the rest of that, such as activations; torch_slack: reserved by torch, given "
+        "to nobody; rest: other processes, CUDA contexts, the driver. A part that an engine does not tell is within "
+        "torch_other. Absent without an engine that names the GPU. Negative for a moment where an engine's number is "
+        "older than the driver's.",
+    ),
+    Metric(
+        "kvmon_gpu_overclaimed_bytes", "gauge", "device", "bytes", ("gpu",), _ALL,
+        "Memory of a GPU that engines say they have beyond what there is: what the negative parts of "
+        "kvmon_gpu_used_bytes lack. 0 is healthy; anything else that stays means that a part is told wrongly.",
+    ),
+    Metric(
+        "kvmon_gpu_processes", "gauge", "device", "processes", ("gpu",), _ALL,
+        "Processes that compute on a GPU, as far as its driver shows them; absent where it shows none, as in many "
+        "containers.",
+    ),
+    Metric(
+        "kvmon_gpu_process_memory_bytes", "gauge", "device", "bytes", ("gpu",), _ALL,
+        "Memory that these processes hold together, CUDA contexts included. Absent unless the driver tells it of each.",
+    ),
+    Metric(
+        "kvmon_torch_memory_bytes", "gauge", "device", "bytes", (*_RANK, "gpu", "state"), _ALL,
+        "What torch's allocator in the engine reserved of a GPU; the states sum to it. allocated: given out; "
+        "inactive_split: free, in pieces beside what is given out, of use for a smaller request only; cached: free in "
+        "whole segments, given back when the GPU runs short. gpu is the UUID where the engine tells it, else its own "
+        "number for it.",
+    ),
+    Metric(
+        "kvmon_torch_largest_free_block_bytes", "gauge", "device", "bytes", (*_RANK, "gpu"), _ALL,
+        "Largest block that is free in what torch reserved, from a look every half minute or so. A request beyond it, "
+        "and beyond what is free on the GPU, fails however much is free in all.",
+    ),
+    Metric(
+        "kvmon_torch_allocation_retries_total", "counter", "device", "retries", (*_RANK, "gpu"), _ALL,
+        "Times that torch ran out of memory, gave back what it had cached and tried again. Each stalls the engine; "
+        "they come before an out-of-memory error.",
     ),
     Metric(
         "kvmon_engine_info", "info", "exporter", "1",

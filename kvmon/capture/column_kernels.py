@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.capture.prediction import decode_units, encode_units, remember_end
-from kvmon.events import FIELDS, Kind, field_offsets
+from kvmon.events import FIRST_FIELDS, Kind, field_offsets
 from kvmon.jit import kernel
 
 __all__ = [
@@ -51,7 +51,7 @@ def _shape(kind: int) -> tuple[int, int]:
     """(words of fields at the start, column of the rest) of a long record."""
     if kind not in set(Kind) or kind <= _ESCAPE:
         return 0, _RAW
-    fields = FIELDS[Kind(kind)]
+    fields = FIRST_FIELDS[Kind(kind)]  # what was appended since is rest: a capture's columns never change their shape
     fixed = [field for field in fields if field.type not in ("units", "status", "hashes", "text")]
     rest = fields[-1].type if len(fields) > len(fixed) else ""
     return sum(2 if field.type == "wide" else 1 for field in fixed), _TAILS.get(rest, _RAW)

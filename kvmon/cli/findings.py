@@ -35,12 +35,14 @@ def finding_lines(findings: Sequence[Finding], start_ns: int) -> list[str]:
 
 def spoken(part: Evidence) -> str:
     """One number with its unit."""
-    from kvmon.units import counted, format_duration, format_ratio
+    from kvmon.units import counted, format_bytes, format_duration, format_ratio
 
     if part.unit == "ratio":
         return f"{part.name} {format_ratio(part.value)}"
     if part.unit == "s":
         return f"{part.name} {format_duration(part.value)}"
+    if part.unit == "bytes":
+        return f"{part.name} {format_bytes(part.value)}"
     if part.unit in part.name or part.unit == "class":
         return f"{part.name} {part.value:,.0f}"
     return f"{part.name} {counted(round(part.value), part.unit.removesuffix('s'))}"

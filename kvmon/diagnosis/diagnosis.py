@@ -282,6 +282,7 @@ class Diagnosis:
             finding.waited_s = max(finding.waited_s, found.waited_s)
             if found.weight > weight:
                 finding.confidence, finding.summary, finding.evidence = found.confidence, found.summary, found.evidence
+                finding.avoided, finding.lever = found.avoided or verdict.avoided, found.lever or verdict.lever
                 finding.events = finding.events or found.events
                 self._open[pool, name] = (finding, found.weight)
             return
@@ -298,8 +299,8 @@ class Diagnosis:
             found.summary,
             found.evidence,
             found.events or ((row[W.FRAME], 0),),
-            verdict.avoided,
-            verdict.lever,
+            found.avoided or verdict.avoided,
+            found.lever or verdict.lever,
             found.lost,
             found.waited_s,
             Completeness(missing=found.missing),

@@ -16,7 +16,10 @@ __all__ = ["Holds", "Verdict", "at_failure", "explained", "refusals"]
 
 @dataclass(frozen=True)
 class Holds:
-    """A verdict holds in a minute: how surely, in a sentence, by which numbers and events, and what requests paid."""
+    """A verdict holds in a minute: how surely, in a sentence, by which numbers and events, and what requests paid.
+
+    `avoided` and `lever` stand for those of the verdict where the numbers tell more than it does.
+    """
 
     confidence: Confidence
     summary: str
@@ -26,6 +29,8 @@ class Holds:
     lost: int = 0
     waited_s: float = 0.0
     missing: tuple[str, ...] = ()
+    avoided: str = ""
+    lever: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvmon.events.kinds import (
     FAILURE_REASONS,
     FIELDS,
+    FIRST_FIELDS,
     UNIT_KINDS,
     Contiguity,
     FailureOutcome,
@@ -19,6 +20,7 @@ from kvmon.events.wire import FORMAT_VERSION, Event, checksum, decode, encode, f
 __all__ = [
     "FAILURE_REASONS",
     "FIELDS",
+    "FIRST_FIELDS",
     "FORMAT_VERSION",
     "UNIT_KINDS",
     "Contiguity",

@@ -7,9 +7,10 @@ here touches bytes: `kvmon.events.wire` does.
 Field types, in words of 32 bits (`wire.py` draws them):
 
     count       0 .. 2**32 - 3, one word                     wide        0 .. 2**62 - 1, two words
-    maybe       a count that may be absent, one word         id          a request id >= 1, one word
+    maybe       a count that may be absent, one word         maybe_wide  a wide that may be absent, two words
+    id          a request id >= 1, one word
     units       the rest: unit numbers >= 1                  status      the rest: one status word a unit
-    hashes      the rest: 64-bit page hashes                 text        the rest: UTF-8
+    hashes      the rest: 64-bit page hashes                 text        UTF-8 behind its length
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 __all__ = [
     "FAILURE_REASONS",
     "FIELDS",
+    "FIRST_FIELDS",
     "UNIT_KINDS",
     "Contiguity",
     "FailureOutcome",
@@ -156,11 +158,13 @@ class Field(NamedTuple):
     type: str
 
 
-def _fields(text: str) -> tuple[Field, ...]:
-    return tuple(Field(*part.split(":")) for part in text.split())
+def _fields(text: str, appended: str = "") -> tuple[tuple[Field, ...], int]:
+    """The fields, and how many of them every record has: the appended ones are newer than some recordings."""
+    first, later = (tuple(Field(*part.split(":")) for part in part_of.split()) for part_of in (text, appended))
+    return (*first, *later), len(first)
 
 
-FIELDS: dict[Kind, tuple[Field, ...]] = {
+_LAYOUT: dict[Kind, tuple[tuple[Field, ...], int]] = {
     **{kind: _fields("units:units") for kind in UNIT_KINDS},
     # start and duration in ns; context = tokens of KV read; head_need = units the request at the head of the
     # queue waits for
@@ -172,7 +176,7 @@ FIELDS: dict[Kind, tuple[Field, ...]] = {
     Kind.ENGINE_CONFIG: _fields("text:text"),
     Kind.POOL_ATTACHED: _fields("pool:count restated:count text:text"),
     Kind.POOL_CHANGED: _fields("pool:count capacity_units:count"),
-    Kind.POOL_RESET: (),
+    Kind.POOL_RESET: _fields(""),
     # at = arrival in ns on the monotonic clock; hash_tokens = tokens a page hash stands for
     Kind.REQUEST_ARRIVED: _fields("request:id at:wide class_id:count prompt:count limit:maybe intended:maybe"),
     Kind.REQUEST_HASHES: _fields("request:id hash_tokens:count first_page:count hashes:hashes"),
@@ -198,9 +202,14 @@ FIELDS: dict[Kind, tuple[Field, ...]] = {
     Kind.COMPACTED: _fields("moved_units:count"),
     # what the engine itself says it has, in units; usage = its own gauge in millionths
     Kind.CLAIMS: _fields("available:maybe evictable:maybe protected:maybe in_flight:maybe usage:maybe"),
+    # bytes of the device, 0 where not known; reserved = held by the framework's allocator and given to nobody
     Kind.ENGINE_ERROR: _fields("error:count asked:wide free:wide reserved:wide"),
+    # bytes of the device as its driver sees it (total 0 = not known), then of the framework's allocator in this process
+    # (reserved 0 = not known): inactive = free in pieces between what is allocated, largest_free = the largest block
+    # that is free in it; kv_pool and weights are parts of allocated; uuid as NVML spells it, empty where not known
     Kind.DEVICE_SAMPLE: _fields(
-        "device:count used:wide free:wide total:wide reserved:wide allocated:wide inactive:wide"
+        "device:count used:wide free:wide total:wide reserved:wide allocated:wide inactive:wide",
+        "largest_free:maybe_wide kv_pool:maybe_wide weights:maybe_wide retries:maybe ooms:maybe uuid:text",
     ),
     Kind.AUDIT_SLICE: _fields("start:id status:status"),
     Kind.AUDIT_RUN: _fields("start:id units:id status:status"),
@@ -213,4 +222,8 @@ FIELDS: dict[Kind, tuple[Field, ...]] = {
     Kind.GAP: _fields("lost:wide reason:count"),
     Kind.CHECKPOINT: _fields("version:count"),
 }
+
+FIELDS: dict[Kind, tuple[Field, ...]] = {kind: fields for kind, (fields, _) in _LAYOUT.items()}
 """Fields of each kind, in wire order."""
+FIRST_FIELDS: dict[Kind, tuple[Field, ...]] = {kind: fields[:count] for kind, (fields, count) in _LAYOUT.items()}
+"""Those that every record of a kind has. A record of an earlier kvmon may end behind them, or within the others."""

@@ -12,7 +12,8 @@
     op 31       LONG   payload = kind << 19 | n, then n words  the fields of `kinds.FIELDS`
 
     count  v + 1        maybe  v + 1, 0xFFFFFFFF = absent      id, units, status   as they are, never zero
-    wide   (v & M) + 1, (v >> 31) + 1 with M = 2**31 - 1       hashes  two words each, a half of zero is written as 1
+    wide   (v & M) + 1, (v >> 31) + 1 with M = 2**31 - 1       maybe_wide  as wide, both 0xFFFFFFFF = absent
+    hashes  two words each, a half of zero is written as 1
     text   length + 1, then 3 bytes a word under a top byte of 0xFF              sum  CRC-32, zero written as 1
 
 A frame is the records from the end of the frame before it up to and including a STEP or TICK, which carries the
@@ -30,7 +31,7 @@ from functools import cache
 from typing import Any
 
 from kvmon.errors import InputError
-from kvmon.events.kinds import FIELDS, Kind
+from kvmon.events.kinds import FIELDS, FIRST_FIELDS, Kind
 
 __all__ = [
     "ABSENT",
@@ -62,7 +63,7 @@ ABSENT = 0xFFFFFFFF
 MAX_UNIT = (1 << 27) - 1
 MAX_LONG = (1 << 19) - 1
 _LOW31 = (1 << 31) - 1
-_WORDS = {"count": 1, "maybe": 1, "id": 1, "sum": 1, "wide": 2}
+_WORDS = {"count": 1, "maybe": 1, "id": 1, "sum": 1, "wide": 2, "maybe_wide": 2}
 
 STATUS = 1 << 31
 """Set in every status word of a unit, so that it is never zero; below it the flags and the number of references."""
@@ -101,7 +102,7 @@ class Event:
 
 
 def encode(kind: Kind, **values: Any) -> list[int]:
-    """The words of one record; missing `maybe` fields are absent.
+    """The words of one record; missing `maybe` and `maybe_wide` fields are absent.
 
     Raises InputError when a value does not fit its field: the general path, for records that are rare or for tests.
     The probe has faster ones for units.
@@ -111,7 +112,7 @@ def encode(kind: Kind, **values: Any) -> list[int]:
     words: list[int] = []
     for name, type_ in FIELDS[kind]:
         value = values.get(name)
-        if value is None and type_ not in ("maybe",):
+        if value is None and type_ not in ("maybe", "maybe_wide"):
             raise InputError(f"{kind.name.lower()} needs a value for '{name}'")
         words += _encode_field(kind, name, type_, value)
     if len(words) > MAX_LONG:
@@ -131,14 +132,14 @@ def _encode_units(kind: Kind, units: Sequence[int]) -> list[int]:
 
 
 def _encode_field(kind: Kind, name: str, type_: str, value: Any) -> list[int]:
-    if type_ == "maybe" and value is None:
-        return [ABSENT]
+    if value is None:
+        return [ABSENT] * _WORDS[type_]
     if type_ in ("count", "maybe", "id", "sum"):
         word = value + 1 if type_ in ("count", "maybe") else value
         if not 0 < word < ABSENT + (type_ == "sum"):
             raise InputError(f"{kind.name.lower()}: {name} = {value} does not fit in a word")
         return [word]
-    if type_ == "wide":
+    if type_ in ("wide", "maybe_wide"):
         if not 0 <= value < 1 << 62:
             raise InputError(f"{kind.name.lower()}: {name} = {value} does not fit in 62 bits")
         return [(value & _LOW31) + 1, (value >> 31) + 1]
@@ -221,18 +222,24 @@ def _run(start: int, count: int) -> Sequence[int]:
 
 def _decode_fields(kind: Kind, words: Sequence[int], at: int, end: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, type_ in FIELDS[kind]:
-        if at >= end and type_ in _WORDS:
+    always = len(FIRST_FIELDS[kind])
+    for place, (name, type_) in enumerate(FIELDS[kind]):
+        if at >= end and type_ in _WORDS and place < always:
             raise InputError(f"word {at}: {kind.name.lower()} ends before its field '{name}'")
-        if type_ in _WORDS:
+        if place >= always and at + _WORDS.get(type_, 1) > end:  # written before there was such a field
+            at, values[name] = end, "" if type_ == "text" else None
+        elif type_ in _WORDS:
             values[name] = _decode_scalar(type_, words, at)
             at += _WORDS[type_]
         elif type_ == "hashes":
             values[name] = tuple(words[i] | words[i + 1] << 32 for i in range(at, end - 1, 2))
         elif type_ == "text":
-            data = array("I", words[at + 1 : end]).tobytes()
+            length = words[at] - 1
+            stop = min(end, at + 1 + (length + 2) // 3)  # so that fields can be appended behind a text too
+            data = array("I", words[at + 1 : stop]).tobytes()
             raw = b"".join(data[i : i + 3] for i in range(0, len(data), 4))
-            values[name] = raw[: words[at] - 1].decode("utf-8", "replace")
+            values[name] = raw[:length].decode("utf-8", "replace")
+            at = stop
         else:
             values[name] = tuple(words[at:end])
     return values
@@ -240,7 +247,9 @@ def _decode_fields(kind: Kind, words: Sequence[int], at: int, end: int) -> dict[
 
 def _decode_scalar(type_: str, words: Sequence[int], at: int) -> int | None:
     word = words[at]
-    if type_ == "wide":
+    if type_ == "maybe_wide" and word == ABSENT:
+        return None
+    if type_ in ("wide", "maybe_wide"):
         return (word - 1) | (words[at + 1] - 1) << 31
     if type_ == "maybe":
         return None if word == ABSENT else word - 1

@@ -251,20 +251,36 @@ class StreamProbe:
 
     @guarded
     def engine_error(self, error: int, asked: int = 0, free: int = 0, reserved: int = 0) -> None:
-        """The engine failed to allocate device memory (bytes); `error` is the adapter's number for the kind of
-        error.
+        """The engine failed to allocate device memory: bytes asked for, free on the device, and reserved by the
+        framework's allocator but unallocated; 0 where not known. `error` is the adapter's number for the kind of error.
         """
         if self.emitter.put(encode(Kind.ENGINE_ERROR, error=error, asked=asked, free=free, reserved=reserved)):
             self.emitter.totals[StreamTotal.ERRORS] += 1
 
     @guarded
     def device_sample(
-        self, device: int, used: int, free: int, total: int, reserved: int = 0, allocated: int = 0, inactive: int = 0
+        self,
+        device: int,
+        used: int,
+        free: int,
+        total: int,
+        reserved: int = 0,
+        allocated: int = 0,
+        inactive: int = 0,
+        *,
+        largest_free: int | None = None,
+        kv_pool: int | None = None,
+        weights: int | None = None,
+        retries: int | None = None,
+        ooms: int | None = None,
+        uuid: str = "",
     ) -> None:
-        """Memory of a GPU in bytes: as its driver sees it, then as the framework's allocator does.
+        """Memory of a GPU in bytes: as its driver sees it, then as the framework's allocator of this process does.
 
-        `reserved` of the device, `allocated` of that, `inactive` in pieces between. For a sampler with a stream of its
-        own, not for an engine.
+        `reserved` of the device, `allocated` of that (`kv_pool` and `weights` are parts of it), `inactive` free in
+        pieces between, `largest_free` the largest free block. `device` is this process's number of it, `uuid` its name
+        in every process. `retries` and `ooms` count since the process began. Comes before the `engine_error` that it
+        explains.
         """
         self.emitter.put(
             encode(
@@ -276,6 +292,12 @@ class StreamProbe:
                 reserved=reserved,
                 allocated=allocated,
                 inactive=inactive,
+                largest_free=largest_free,
+                kv_pool=kv_pool,
+                weights=weights,
+                retries=retries,
+                ooms=ooms,
+                uuid=str(uuid)[:64],
             )
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from kvmon.report.collect import Liveness, Rates, stream_view
 from kvmon.report.memory_map import Cell, MemoryMap, memory_map
-from kvmon.report.view import FailureView, HolderView, PoolView, Screen, StreamView
+from kvmon.report.view import DeviceView, FailureView, HolderView, PoolView, Screen, StreamView
 
 __all__ = [
     "Cell",
+    "DeviceView",
     "FailureView",
     "HolderView",
     "Liveness",

@@ -11,12 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
-from kvmon.events import FAILURE_REASONS, RequestState
+from kvmon.events import FAILURE_REASONS, FinishReason, RequestState
 from kvmon.events.totals import PoolTotal, StreamTotal
 from kvmon.report.memory_map import memory_map
-from kvmon.report.view import FailureView, HolderView, PoolView, StreamView
+from kvmon.report.view import DeviceView, FailureView, HolderView, PoolView, StreamView
 from kvmon.report.words import failure_sentence
-from kvmon.state import PoolState, StreamState
+from kvmon.state import DeviceSample, PoolState, StreamState
+from kvmon.state.device import overclaimed, parts_of
 from kvmon.state.requests import computed_tokens
 
 __all__ = ["Liveness", "Rates", "Totals", "stream_view"]
@@ -105,6 +106,27 @@ def stream_view(
         if state.converged
         else (),
         notes=tuple(notes),
+        devices=tuple(_device_view(sample, state.time_ns) for sample in state.fresh_device_samples()),
+        finished=None if totals is None else _finished(totals),
+    )
+
+
+def _finished(totals: Totals) -> dict[str, int]:
+    """Requests that ended, by why."""
+    return {reason.name.lower(): totals.stream(StreamTotal.FINISHED_FIRST, reason) for reason in FinishReason}
+
+
+def _device_view(sample: DeviceSample, now_ns: int) -> DeviceView:
+    """What this engine alone knows: of other engines on the same device its `rest` holds everything."""
+    parts = parts_of(sample.used, [sample])
+    return DeviceView(
+        name=sample.name,
+        age_seconds=max(0, now_ns - sample.time_ns) / 1e9,
+        used=sample.used,
+        total=sample.total,
+        parts=parts,
+        overclaimed=overclaimed(parts),
+        largest_free=sample.largest_free,
     )
 
 

@@ -50,12 +50,13 @@ class PoolPanel:
             "room": self.room(),
             "slots": self.slots(),
             "work": self.work(),
+            "device": self.device(),
             "failures": self.failures(),
             "holders": self.holders(),
             "notes": self.notes(),
         }
         if height is not None:
-            for least, name in ((5, "holders"), (3, "slots"), (3, "work"), (2, "failures"), (2, "room")):
+            for least, name in ((5, "holders"), (4, "device"), (3, "slots"), (3, "work"), (2, "failures"), (2, "room")):
                 if self._room_for_map(sections, height) < least:
                     sections[name] = self._shortened(name)
         return sections
@@ -188,6 +189,20 @@ class PoolPanel:
         if stream.step_seconds is not None:
             items.append(_item("last step", format_duration(stream.step_seconds)))
         return flow(items, self.width)
+
+    def device(self) -> list[Text]:
+        """What the used memory of the engine's GPUs is for, below the first pool."""
+        lines: list[Text] = []
+        for device in self.stream.devices if self.pool.number == 1 else ():
+            items = []
+            if device.used is not None and device.total is not None:
+                items.append(_item("GPU", f"{format_bytes(device.used)} of {format_bytes(device.total)}"))
+            for part, size in device.parts.items():
+                items.append(_item(part.replace("_", " "), format_bytes(size), "bold red" if size < 0 else "bold"))
+            if device.largest_free is not None:
+                items.append(_item("largest free", format_bytes(device.largest_free)))
+            lines += flow(items, self.width)
+        return lines
 
     def failures(self) -> list[Text]:
         """Refused allocations by reason, then the last one in words."""

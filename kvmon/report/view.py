@@ -12,7 +12,7 @@ from typing import Any
 
 from kvmon.report.memory_map import MemoryMap
 
-__all__ = ["CONDITIONS", "FailureView", "HolderView", "PoolView", "Screen", "StreamView"]
+__all__ = ["CONDITIONS", "DeviceView", "FailureView", "HolderView", "PoolView", "Screen", "StreamView"]
 
 CONDITIONS = ("alive", "idle", "stalled", "dead", "ended", "unseen")
 """What can be said of an engine: working; nothing to do; work pending but silent; its process is gone; it closed the
@@ -85,11 +85,27 @@ class PoolView:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A GPU in bytes, as the engine's process last saw it; `age_seconds` of engine time ago.
+
+    `parts` sum to `used` (see `state.device`): what is negative in them was told wrongly, `overclaimed` by how much.
+    """
+
+    name: str
+    age_seconds: float
+    used: int | None
+    total: int | None
+    parts: dict[str, int]
+    overclaimed: int
+    largest_free: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamView:
     """One rank of one engine. `last_event_wall_ns` is the wall-clock time of its last sign of life, ns since 1970.
 
-    Counters run since the engine began to record; rates are per second of engine time. `head_need` is what the
-    request at the head of the queue waits for, in units of the first pool.
+    Counters run since the engine began to record, `finished` by why requests ended; rates are per second of engine
+    time. `head_need` is what the request at the head of the queue waits for, in units of the first pool.
     """
 
     engine: str
@@ -111,6 +127,8 @@ class StreamView:
     counters: dict[str, int] | None
     pools: tuple[PoolView, ...]
     notes: tuple[str, ...] = field(default=())
+    devices: tuple[DeviceView, ...] = field(default=())
+    finished: dict[str, int] | None = None
 
     @property
     def prefix_hit_ratio(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmon.state.device import DeviceSample
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.frames import FrameTable, ScanEnd, find_frame, scan
 from kvmon.state.pool import Failure, Histogram, Marks, PoolState, Slots
@@ -11,6 +12,7 @@ from kvmon.state.survey import Survey
 
 __all__ = [
     "Claims",
+    "DeviceSample",
     "Failure",
     "Fault",
     "FaultKind",

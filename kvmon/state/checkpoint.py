@@ -21,6 +21,7 @@ import numpy as np
 from kvmon.errors import NewerFormatError, RecordingError
 from kvmon.events import Event, Kind
 from kvmon.state.arrays import NO_SECOND, UNOWNED, Array, Detail, Misc, Nodes, Pools, Requests, Runs
+from kvmon.state.device import DeviceSample
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.pool import PoolState
 from kvmon.state.said import Claims
@@ -66,7 +67,7 @@ def dump(state: StreamState) -> bytes:
         "claims": {str(number): asdict(claims) for number, claims in state.claims.items()},
         "drift": {str(number): drift for number, drift in state.drift.items()},
         "errors": [_event_out(event) for event in state.errors],
-        "devices": [_event_out(event) for event in state.device_samples.values()],
+        "devices": [asdict(sample) for sample in state.device_samples.values()],
         "faults": [asdict(fault) for fault in state._extra_faults],
         "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()],
     }
@@ -155,7 +156,8 @@ def _restore(state: StreamState, description: dict[str, Any], arrays: dict[str, 
     state.claims = {int(number): Claims(**claims) for number, claims in description["claims"].items()}
     state.drift = {int(number): drift for number, drift in description["drift"].items()}
     state.errors = [_event_in(row) for row in description["errors"]]
-    state.device_samples = {event.fields["device"]: event for event in map(_event_in, description["devices"])}
+    samples = (_sample_in(row, state.time_ns) for row in description["devices"])
+    state.device_samples = {sample.device: sample for sample in samples}
 
 
 def _like(mine: Array, given: Array) -> Array:
@@ -199,3 +201,8 @@ def _event_out(event: Event) -> list[Any]:
 def _event_in(row: list[Any]) -> Event:
     kind, pool, fields, position = row
     return Event(Kind(kind), pool, fields, position)
+
+
+def _sample_in(row: Any, time_ns: int) -> DeviceSample:
+    """A sample; an earlier kvmon wrote the event, without its time."""
+    return DeviceSample(**row) if isinstance(row, dict) else DeviceSample.of(_event_in(row).fields, time_ns)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.crc import CRC_TABLES, crc32
-from kvmon.events import FIELDS, Kind, field_offsets
+from kvmon.events import FIRST_FIELDS, Kind, field_offsets
 from kvmon.jit import kernel
 
 __all__ = ["FrameTable", "ScanEnd", "find_frame", "scan", "whole_records"]
@@ -56,7 +56,7 @@ def _least_words() -> Ints:
     """By kind, the words that its fields need; a fold reads that many without looking."""
     width = {"wide": 2, "text": 1}
     least = np.zeros(256, np.int64)
-    for kind, fields in FIELDS.items():
+    for kind, fields in FIRST_FIELDS.items():
         least[kind] = sum(
             width.get(field.type, 1) for field in fields if field.type not in ("units", "status", "hashes")
         )

@@ -18,6 +18,7 @@ from kvmon.errors import RecordingError
 from kvmon.events import Event, Kind, decode
 from kvmon.events.totals import MAX_POOLS
 from kvmon.state.arrays import Array, Detail, Faults, Misc, Nodes, Pools, Requests, Runs
+from kvmon.state.device import DeviceSample
 from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.frames import FrameTable, ScanEnd, scan, whole_records
 from kvmon.state.growth import extended, grown_nodes, grown_requests, grown_rows
@@ -25,7 +26,7 @@ from kvmon.state.kernels import DONE, LOG_FULL, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
 from kvmon.state.requests import computed_tokens, end_of_table, forget_unstated, recount, slots_of_table
 from kvmon.state.said import Claims, Step, Table
-from kvmon.state.watch import OPEN_END, REFUSALS, WINDOWS, W, Watch
+from kvmon.state.watch import OPEN_END, REFUSALS, WINDOWS, W, Watch, note_error
 from kvmon.state.watch_kernels import close_window
 from kvmon.state.whole_pools import audit_slice, clear_pool
 
@@ -58,7 +59,7 @@ class StreamState:
         self.damaged_frames = 0
         self.next_frame: int | None = None
         self.converged_from: int | None = None
-        self.device_samples: dict[int, Event] = {}
+        self.device_samples: dict[int, DeviceSample] = {}
         self.verify = verify
         self._detailed = detail
         self._misc = np.zeros(Misc.WIDTH, np.int64)
@@ -167,6 +168,10 @@ class StreamState:
                 units.append(unit - base)
             node = int(nodes.next[node])
         return np.array(units[::-1], np.int64)
+
+    def fresh_device_samples(self) -> list[DeviceSample]:
+        """The last sample of each device that still speaks of now."""
+        return [sample for sample in self.device_samples.values() if not sample.stale(self.time_ns)]
 
     @property
     def fault_count(self) -> int:
@@ -480,10 +485,10 @@ class StreamState:
     def _engine_error(self, event: Event, pool: int) -> None:
         self.errors = [*self.errors[-99:], event]
         if self._watch is not None:
-            self._watch.open[0, W.ERRORS] += 1
+            note_error(self._watch, event.fields, self.fresh_device_samples(), self.time_ns)
 
     def _device_sample(self, event: Event, pool: int) -> None:
-        self.device_samples[event.fields["device"]] = event
+        self.device_samples[event.fields["device"]] = DeviceSample.of(event.fields, self.time_ns)
 
     def _note_here(self, kind: FaultKind, pool: int, value: int | None = None) -> None:
         misc = self._misc

@@ -13,12 +13,14 @@ Invariant: both follow from the frames alone. A window in which something was lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from kvmon.events.totals import MAX_POOLS
 from kvmon.state.arrays import Array, Ints, Tally
+from kvmon.state.device import DeviceSample
 
 __all__ = [
     "BEGUN",
@@ -33,11 +35,13 @@ __all__ = [
     "R",
     "W",
     "Watch",
+    "note_error",
 ]
 
 WINDOW_NS = 5_000_000_000
 """Length of a window: short against the minute in which an operator wants to know, long against a step."""
 _LOG_ROWS = 256
+_MOST_BYTES = 1 << 61  # damaged words can say more than a row holds
 SEEN_BITS = 15
 """Names of pages that are remembered, in bits."""
 
@@ -72,8 +76,13 @@ class W:
     EVICTED, LEAST_DEFERRED, LEAST_UNOWNED, DOUBLES = range(28, 32)
     CLAIMS, LEAST_RESIDUAL, MOST_RESIDUAL, LEAST_DRIFT, LEAST_GAUGE = range(32, 37)
     BEGIN = 37  # ns, not in the window any more; of the first one just before the first frame
-    WIDTH = 38
-    STREAM = (STEPS, GAPS + 1)  # columns that are counted for the stream and stand in every pool's row
+    # of the stream: the error within the window that asked for the most, in bytes, 0 = not known; then the sample of
+    # the device before it: how old it was (ns), and its bytes (TOTAL, RESERVED 0 and LARGEST -1 = not known)
+    ASKED, ERROR_FREE, ERROR_RESERVED, SAMPLE_NS = range(38, 42)
+    DEVICE_TOTAL, DEVICE_FREE, TORCH_RESERVED, TORCH_ALLOCATED, TORCH_LARGEST = range(42, 47)
+    WIDTH = 47
+    STREAM = (STEPS, GAPS + 1)  # columns that are counted for the stream and stand in every pool's row,
+    ERROR = (ASKED, WIDTH)  # and those too
 
 
 class Watch(NamedTuple):
@@ -99,3 +108,28 @@ class Watch(NamedTuple):
             seen=np.zeros(1 << SEEN_BITS, np.uint64),
             of_row=np.zeros((rows, 3), np.int64),
         )
+
+
+def note_error(watch: Watch, error: Mapping[str, int], samples: Sequence[DeviceSample], now_ns: int) -> None:
+    """An error of another allocator (fields of an ENGINE_ERROR), with what was known of the device that had least free.
+
+    An error does not say its device. Of several errors in a window the one that asked for the most is kept.
+    """
+    now = watch.open[0]
+    now[W.ERRORS] += 1
+    known = [sample for sample in samples if sample.total]
+    if now[W.ERRORS] > 1 and error["asked"] <= now[W.ASKED]:
+        return
+    row = {W.ASKED: error["asked"], W.ERROR_FREE: error["free"], W.ERROR_RESERVED: error["reserved"]}
+    if known:
+        sample = min(known, key=lambda sample: sample.free or 0)
+        row |= {
+            W.SAMPLE_NS: now_ns - sample.time_ns,
+            W.DEVICE_TOTAL: sample.total or 0,
+            W.DEVICE_FREE: sample.free or 0,
+        }
+        row |= {W.TORCH_RESERVED: sample.reserved or 0, W.TORCH_ALLOCATED: sample.allocated or 0}
+        row[W.TORCH_LARGEST] = -1 if sample.largest_free is None else sample.largest_free
+    now[W.ERROR[0] : W.ERROR[1]] = 0
+    for column, value in row.items():
+        now[column] = min(value, _MOST_BYTES)

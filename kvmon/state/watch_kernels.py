@@ -124,7 +124,7 @@ _TALLIES, _TALLY_EVICTED = Tally.WIDTH, Tally.EVICTED
     _LEAST_DRIFT,
     _LEAST_GAUGE,
     _BEGIN,
-) = range(W.WIDTH)
+) = range(W.BEGIN + 1)
 (
     _R_TIME,
     _R_KIND,
@@ -156,6 +156,7 @@ _TALLIES, _TALLY_EVICTED = Tally.WIDTH, Tally.EVICTED
     _R_SINCE,
 ) = range(R.WIDTH)
 _FIRST_OF_STREAM, _AFTER_STREAM = W.STREAM
+_FIRST_OF_ERROR, _AFTER_ERROR = W.ERROR
 _COLUMNS = W.WIDTH
 
 
@@ -212,7 +213,7 @@ def close_window(end: Any, misc: Any, pools: Any, detail: Any, requests: Any, no
         row = watch.windows[watch.used[_WINDOWS]]
         watch.used[_WINDOWS] += 1
         for column in range(_COLUMNS):
-            of_stream = _FIRST_OF_STREAM <= column < _AFTER_STREAM
+            of_stream = _FIRST_OF_STREAM <= column < _AFTER_STREAM or _FIRST_OF_ERROR <= column < _AFTER_ERROR
             row[column] = watch.open[0 if of_stream else pool, column]
         row[_BEGIN] = watch.used[_BEGUN]
         row[_END] = end

@@ -1,74 +1,74 @@
-"""The GPUs as their driver counts them (NVML): memory used, reserved by the driver, free.
+"""The GPUs: memory as the driver counts it, as the engines' frameworks do, and what the used part is for.
 
-Absent without a GPU or its driver, which is no failure; one that is lost or will not say is left out. A device is
-named by its UUID, because process and index numbers differ between containers.
+A device that an engine named by its UUID is divided (`state.device` has the parts and their definition); the driver's
+number and the engines' are read apart in time, so a part may be negative for a moment, and is served as it is. Absent
+without a GPU or its driver, which is no failure; dead engines have no numbers here either.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import View
+from kvmon.exporter.nvml import Driver, Gpu
+from kvmon.exporter.source import RankView, View
+from kvmon.state.device import DeviceSample, overclaimed, parts_of
 
 __all__ = ["DeviceCollector"]
 
-_RETRY_SECONDS = 600.0
+_OF_ENGINE = ("torch_memory_bytes", "torch_largest_free_block_bytes", "torch_allocation_retries_total")
+_OF_GPU = (
+    "gpu_memory_bytes",
+    "gpu_used_bytes",
+    "gpu_overclaimed_bytes",
+    "gpu_processes",
+    "gpu_process_memory_bytes",
+)
 
 
 class DeviceCollector:
-    """Memory of every GPU of the machine; asks for a driver again every ten minutes where there was none."""
+    """Memory of every GPU of the machine, and of every engine on its own."""
 
     name = "device"
 
     def __init__(self, source: Callable[[], View], clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._nvml: Any = None
-        self._asked: float | None = None
+        self._source = source
+        self._driver = Driver(clock)
 
     def collect(self) -> Iterator[CatalogFamily]:
         """The families of this topic."""
-        memory = CatalogFamily("kvmon_gpu_memory_bytes")
-        nvml = self._driver()
-        for index in range(self._devices(nvml) if nvml else 0):
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                uuid, info = nvml.nvmlDeviceGetUUID(handle), _memory(nvml, handle)
-            except nvml.NVMLError:
-                continue  # lost, or no permission: this device alone is absent
-            for state, count in info.items():
-                memory.add((uuid if isinstance(uuid, str) else uuid.decode(), state), count)
-        yield memory
-
-    def _driver(self) -> Any:
-        """The NVML bindings, initialised; None where there is no driver."""
-        now = self._clock()
-        if self._nvml is None and (self._asked is None or now - self._asked >= _RETRY_SECONDS):
-            self._asked = now
-            import pynvml
-
-            try:
-                pynvml.nvmlInit()
-            except pynvml.NVMLError:
-                return None
-            self._nvml = pynvml
-        return self._nvml
-
-    def _devices(self, nvml: Any) -> int:
-        try:
-            return int(nvml.nvmlDeviceGetCount())
-        except nvml.NVMLError:
-            self._nvml = None  # the driver went away: begin again later
-            return 0
+        families = {name: CatalogFamily(f"kvmon_{name}") for name in (*_OF_GPU, *_OF_ENGINE)}
+        samples: dict[str, list[DeviceSample]] = {}
+        for rank in self._source().shown:
+            for sample in rank.follower.state.fresh_device_samples():
+                samples.setdefault(sample.name.lower(), []).append(sample)
+                _of_engine(families, rank, sample)
+        for gpu in self._driver.gpus():
+            _of_gpu(families, gpu, samples.get(gpu.uuid.lower(), []))
+        yield from families.values()
 
 
-def _memory(nvml: Any, handle: Any) -> dict[str, int | None]:
-    """Bytes by state; drivers without the second version of the call count their own part as used."""
-    try:
-        info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-        return {"used": info.used, "reserved": info.reserved, "free": info.free}
-    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported, nvml.NVMLError_ArgumentVersionMismatch):
-        info = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return {"used": info.used, "reserved": None, "free": info.free}
+def _of_engine(families: dict[str, CatalogFamily], rank: RankView, sample: DeviceSample) -> None:
+    labels, budget = (*rank.labels, sample.name), rank.budget
+    if sample.slack is not None and sample.inactive is not None:
+        states = (
+            ("allocated", sample.allocated),
+            ("inactive_split", sample.inactive),
+            ("cached", sample.slack - sample.inactive),
+        )
+        for state, count in states:
+            families["torch_memory_bytes"].add((*labels, state), count, budget)
+    families["torch_largest_free_block_bytes"].add(labels, sample.largest_free, budget)
+    families["torch_allocation_retries_total"].add(labels, sample.retries, budget)
+
+
+def _of_gpu(families: dict[str, CatalogFamily], gpu: Gpu, samples: list[DeviceSample]) -> None:
+    for state, count in (("used", gpu.used), ("reserved", gpu.reserved), ("free", gpu.free)):
+        families["gpu_memory_bytes"].add((gpu.uuid, state), count)
+    families["gpu_processes"].add((gpu.uuid,), gpu.processes or None)
+    families["gpu_process_memory_bytes"].add((gpu.uuid,), gpu.process_memory)
+    parts = parts_of(gpu.used, samples)
+    for part, count in parts.items():
+        families["gpu_used_bytes"].add((gpu.uuid, part), count)
+    families["gpu_overclaimed_bytes"].add((gpu.uuid,), overclaimed(parts) if parts else None)

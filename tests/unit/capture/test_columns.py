@@ -10,6 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmon.capture.column_kernels import SHAPES
 from kvmon.capture.columns import Joiner, Splitter
 from kvmon.errors import CaptureError
 from kvmon.events import FIELDS, UNIT_KINDS, Kind, encode
@@ -25,6 +26,7 @@ VALUES = {
     "maybe": st.none() | COUNT,
     "id": st.integers(1, 20) | st.integers(1, ABSENT - 1),
     "wide": st.integers(0, (1 << 62) - 1),
+    "maybe_wide": st.none() | st.integers(0, (1 << 62) - 1),
     "units": st.lists(unit, max_size=20).map(tuple),
     "status": st.lists(st.integers(1 << 31, (1 << 32) - 1), min_size=1, max_size=20),
     "hashes": st.lists(st.integers(0, (1 << 64) - 1), max_size=5),
@@ -46,6 +48,8 @@ def records(draw: st.DrawFn) -> list[int]:
         return [LONG << 27 | draw(st.sampled_from([3, 31, 200, 255])) << 19 | len(body), *body]
     kind = draw(st.sampled_from(LONG_KINDS))
     words = encode(kind, **{field.name: draw(VALUES[field.type]) for field in FIELDS[kind]})
+    if kind is Kind.DEVICE_SAMPLE and draw(st.booleans()):  # as an earlier kvmon wrote it
+        words = [words[0] - (len(words) - 14), *words[1:14]]
     if draw(st.booleans()):  # fields that a newer kvmon appended
         words = [words[0] + 1, *words[1:], draw(st.integers(1, ABSENT))]
     return words
@@ -65,6 +69,12 @@ def test_what_was_split_comes_back(frames: list[list[list[int]]], time_ns: int) 
         table.numbers.tolist(),
         table.times.tolist(),
     )
+
+
+def test_the_columns_of_a_kind_never_change_their_shape() -> None:
+    """Payloads in old captures are taken apart by these widths: what was appended to a kind is rest, not a column."""
+    widths = {Kind.ENGINE_ERROR: 7, Kind.DEVICE_SAMPLE: 13, Kind.STEP: 16, Kind.REQUEST_ARRIVED: 7, Kind.CLAIMS: 5}
+    assert {kind: int(SHAPES[kind, 0]) for kind in widths} == widths
 
 
 def test_traffic_of_an_engine_comes_back(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from kvmon.diagnosis import Diagnosis
 from kvmon.events import Contiguity, FailureOutcome, FailureReason, Kind, encode
 from kvmon.state import StreamState
-from kvmon.state.watch import R
+from kvmon.state.device import STALE_NS
+from kvmon.state.watch import R, W
 
 SECOND = 1_000_000_000
 
@@ -46,6 +47,15 @@ class Frames:
             reason=int(FailureReason.EXHAUSTED),
             outcome=int(outcome),
         )
+
+    def sample(self, device: int, free: int, **more: int | None) -> None:
+        """A device of 1000 bytes of which torch reserved 500 and allocated 400."""
+        numbers = {"used": 1000 - free, "free": free, "total": 1000, "reserved": 500, "allocated": 400, "inactive": 80}
+        self.say(Kind.DEVICE_SAMPLE, device=device, **{**numbers, **more}, uuid="GPU-1")
+
+    def fail_elsewhere(self, asked: int) -> None:
+        """An error of another allocator, which says only what it asked for."""
+        self.say(Kind.ENGINE_ERROR, error=1, asked=asked, free=0, reserved=0)
 
     def close(self, seconds: float, waiting: int = 0) -> None:
         """The step that closes the frame."""
@@ -129,3 +139,79 @@ def test_a_look_in_between_changes_nothing() -> None:
         state.drain()
         waited.append(diagnosis.minutes[1].waiting_s)
     assert waited == [4.0, 4.0]
+
+
+def rows_of(frames: Frames) -> list[list[int]]:
+    """The window that is open."""
+    state = StreamState()
+    state.apply(frames.array(), verify_checksums=False)
+    return state.open_window().tolist()
+
+
+def test_an_error_is_kept_with_the_sample_before_it() -> None:
+    """Of the device with the least free; what was sampled after the error is of another moment."""
+    frames = Frames()
+    frames.close(1.0)
+    frames.sample(0, 300, largest_free=60)
+    frames.sample(1, 200)
+    frames.close(2.0)
+    frames.fail_elsewhere(250)
+    frames.sample(1, 900, largest_free=99)
+    frames.close(2.5)
+    row = rows_of(frames)[0]
+    assert (row[W.ERRORS], row[W.ASKED], row[W.ERROR_FREE]) == (1, 250, 0)
+    assert row[W.DEVICE_TOTAL : W.WIDTH] == [1000, 200, 500, 400, -1]
+    assert row[W.SAMPLE_NS] == SECOND // 2
+
+
+def test_of_several_errors_in_a_window_the_one_that_asked_for_the_most_is_kept() -> None:
+    """And the next window begins without one."""
+    frames = Frames()
+    frames.sample(0, 300, largest_free=60)
+    for asked in (250, 700, 600):
+        frames.fail_elsewhere(asked)
+    frames.close(1.0)
+    row = rows_of(frames)[0]
+    assert (row[W.ERRORS], row[W.ASKED], row[W.TORCH_LARGEST]) == (3, 700, 60)
+    frames.close(6.0)
+    assert rows_of(frames)[0][W.ASKED : W.WIDTH] == [0] * (W.WIDTH - W.ASKED)
+
+
+def test_an_error_long_after_the_last_sample_stands_alone() -> None:
+    """A sampler that stopped says nothing of the device now, and the finding is as if there were none."""
+    stale, bare = Frames(), Frames()
+    stale.sample(0, 300, largest_free=60)
+    for frames in (stale, bare):
+        frames.close(1.0)
+        frames.close(1.0 + STALE_NS / SECOND)
+        frames.fail_elsewhere(700)
+        frames.close(2.0 + STALE_NS / SECOND)
+    assert rows_of(stale)[0][W.DEVICE_TOTAL] == 0
+    assert [f.to_json() for f in followed(stale.array()).findings()] == [
+        f.to_json() for f in followed(bare.array()).findings()
+    ]
+
+
+def test_a_worse_minute_of_a_finding_brings_its_own_levers() -> None:
+    """The first error had no sample; the second one has, and its words and levers are those of the finding."""
+    frames = Frames()
+    frames.fail_elsewhere(100)
+    frames.close(1.0)
+    frames.sample(0, 300, largest_free=60)
+    frames.fail_elsewhere(350)
+    frames.close(7.0)
+    findings = followed(frames.array()).findings()
+    assert [finding.verdict for finding in findings] == ["not_kv"]
+    assert "fragmentation of torch's own memory" in findings[0].summary and "expandable" in findings[0].avoided
+
+
+def test_absurd_sizes_fold() -> None:
+    """Words that were not written by a probe can say more bytes than any number here holds: they are cut, not fatal."""
+    frames = Frames()
+    frames.sample(0, 300)
+    frames.fail_elsewhere(5)
+    largest = 0xFFFFFFFE
+    frames.frame[-6:] = [largest] * 6  # asked, free, reserved
+    frames.close(1.0)
+    assert rows_of(frames)[0][W.ASKED] == rows_of(frames)[0][W.ERROR_FREE] == 1 << 61
+    assert [finding.verdict for finding in followed(frames.array()).findings()] == ["not_kv"]

@@ -156,6 +156,96 @@ def test_an_error_elsewhere_is_not_kv() -> None:
     assert only(diagnosis) == "not_kv" and "8% of the KV pool" in diagnosis.findings()[0].summary
 
 
+REAL_MIB = 1 << 20
+INCIDENT = {
+    "errors": 1,
+    "asked": 384 * REAL_MIB,
+    "error_free": round(329.87 * REAL_MIB),
+    "device_total": 81_000 * REAL_MIB,
+    "device_free": 400 * REAL_MIB,
+    "torch_reserved": 79_000 * REAL_MIB,
+    "torch_allocated": 79_000 * REAL_MIB - round(402.27 * REAL_MIB),
+    "torch_largest": 20 * REAL_MIB,
+    "sample_ns": 250_000_000,
+}
+FRAGMENTED, FULL, LITTLE, ROOM = (
+    ("fragmentation of torch's own memory", "expandable segments"),
+    ("the device is full outside of torch", "second process"),
+    ("too little is left", "lower the engine's share"),
+    ("the numbers show room", "engine's log"),
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        # vllm PR#37428: 384 MiB asked, 329.87 free, 402.27 reserved but unallocated
+        ({}, FRAGMENTED),
+        ({"torch_largest": -1}, FRAGMENTED),  # nobody looked at its blocks: it was refused all the same
+        # the sample has the driver's numbers alone, the error says the rest
+        ({"torch_reserved": 0, "error_reserved": round(402.27 * REAL_MIB)}, FRAGMENTED),
+        # neither is enough, both together are
+        ({"torch_allocated": 78_900 * REAL_MIB}, FRAGMENTED),
+        # 100 MiB free in all, the others' memory would not have helped or is next to nothing
+        ({"error_free": 50 * REAL_MIB, "torch_allocated": 78_950 * REAL_MIB}, LITTLE),
+        (
+            {"asked": 9_000 * REAL_MIB, "torch_reserved": 73_000 * REAL_MIB, "torch_allocated": 72_900 * REAL_MIB},
+            LITTLE,
+        ),
+        # verl#6912, vllm#9290: half of the device belongs to another process
+        (
+            {"torch_reserved": 40_000 * REAL_MIB, "torch_allocated": 39_990 * REAL_MIB, "error_free": 40 * REAL_MIB},
+            FULL,
+        ),
+        ({"error_free": 384 * REAL_MIB}, ROOM),
+        ({"torch_largest": 402 * REAL_MIB}, ROOM),
+        ({"error_free": 0}, ROOM),  # the error does not say what was free: the sample does, and was a little before
+    ],
+)
+def test_what_lacked_where_the_device_was_sampled(more: dict[str, int], reason: tuple[str, str]) -> None:
+    """Torch's own fragmentation, others on the device, or too little left: in the sentence and in the lever."""
+    finding = diagnosed(windows(1, active=78, free=922, **{**INCIDENT, **more})).findings()[0]
+    words, lever = reason
+    assert finding.verdict == "not_kv" and words in finding.summary and lever in finding.lever
+
+
+def test_an_error_has_the_devices_numbers_as_evidence() -> None:
+    """What was asked, what was free where, and how old the sample was; the sentence has those that decide."""
+    finding = diagnosed(windows(1, active=78, free=922, **INCIDENT)).findings()[0]
+    assert (
+        "; 384.0 MiB asked, 329.9 MiB free on the device, 402.3 MiB reserved by torch but unallocated in blocks of "
+        "20.0 MiB at most: fragmentation of torch's own memory"
+    ) in finding.summary
+    assert {part.name: part.value for part in finding.evidence} == {
+        "errors in the minute": 1,
+        "used share of the pool": 0.078,
+        "asked at the error": INCIDENT["asked"],
+        "free on the device": INCIDENT["error_free"],
+        "reserved by torch but unallocated": INCIDENT["torch_reserved"] - INCIDENT["torch_allocated"],
+        "largest free block of torch": INCIDENT["torch_largest"],
+        "held outside of torch": 1_600 * REAL_MIB,
+        "memory of the device": INCIDENT["device_total"],
+        "age of the sample of the device": 0.25,
+    }
+
+
+@pytest.mark.parametrize("unknown", [{"torch_reserved": 0}, {"asked": 0}])
+def test_a_sample_that_cannot_tell_adds_numbers_alone(unknown: dict[str, int]) -> None:
+    """Without torch's numbers, or without what was asked, nobody knows what lacked: the levers are as ever."""
+    bare = diagnosed(windows(1, active=78, free=922, errors=1)).findings()[0]
+    finding = diagnosed(windows(1, active=78, free=922, **{**INCIDENT, **unknown})).findings()[0]
+    assert (finding.avoided, finding.lever) == (bare.avoided, bare.lever)
+    assert finding.summary.startswith(bare.summary) and "on the device" in finding.summary
+    assert finding.evidence[: len(bare.evidence)] == bare.evidence
+
+
+def test_without_a_sample_an_error_says_what_it_always_said() -> None:
+    """The error's own numbers alone change nothing."""
+    bare = diagnosed(windows(1, active=78, free=922, errors=1)).findings()[0]
+    own = {name: INCIDENT[name] for name in ("errors", "asked", "error_free")}
+    assert diagnosed(windows(1, active=78, free=922, **own)).findings()[0].to_json() == bare.to_json()
+
+
 def test_blocks_that_wait_for_a_transfer() -> None:
     """vllm PR#41269: held for 480 s; transfers of seconds are how a prefill engine works."""
     held = {"deferred": 300, "least_deferred": 300, "free": 700}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvmon.crc import CRC_TABLES, crc32
 from kvmon.errors import InputError
-from kvmon.events import FIELDS, Kind, checksum, decode, encode, field_offsets, record_words, status_word
+from kvmon.events import FIELDS, FIRST_FIELDS, Kind, checksum, decode, encode, field_offsets, record_words, status_word
 from kvmon.events.wire import ABSENT, MAX_LONG, MAX_UNIT
 
 UNITS = st.lists(st.integers(1, MAX_UNIT), min_size=1, max_size=40)
@@ -23,6 +23,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "id": st.integers(1, ABSENT - 1),
     "sum": st.integers(1, ABSENT),
     "wide": st.integers(0, (1 << 62) - 1),
+    "maybe_wide": st.none() | st.integers(0, (1 << 62) - 1),
     "units": UNITS.map(tuple),
     "status": st.lists(st.integers(1, ABSENT), max_size=40).map(tuple),
     "hashes": st.lists(
@@ -124,6 +125,39 @@ def test_offsets_are_where_the_words_are() -> None:
     assert words[offsets["need"]] == 10
     assert words[offsets["largest"]] == ABSENT
     assert len(words) == offsets["outcome"] + 1
+
+
+SAMPLE: dict[str, Any] = {
+    **{"device": 1, "used": 2, "free": 3, "total": 4, "reserved": 5, "allocated": 6, "inactive": 7},
+    **{"largest_free": 1 << 40, "kv_pool": None, "weights": 0, "retries": 8, "ooms": None, "uuid": "GPU-5d9c"},
+}
+
+
+def cut_short(words: list[int], fields: int) -> list[int]:
+    """A DEVICE_SAMPLE with its first fields alone, as a kvmon that had no others wrote it."""
+    width = {"count": 1, "maybe": 1, "wide": 2, "maybe_wide": 2}
+    size = sum(width[field.type] for field in FIELDS[Kind.DEVICE_SAMPLE][:fields])
+    return [words[0] - (len(words) - 1 - size), *words[1 : 1 + size]]
+
+
+def test_a_record_of_an_earlier_version_lacks_what_was_appended() -> None:
+    """Fields that came later are absent in it, not zero; one that ends within the first ones is damaged."""
+    words = encode(Kind.DEVICE_SAMPLE, **SAMPLE)
+    first = len(FIRST_FIELDS[Kind.DEVICE_SAMPLE])
+    assert [field.name for field in FIRST_FIELDS[Kind.DEVICE_SAMPLE]] == [*SAMPLE][:first] and first == 7
+    for fields in range(first, len(SAMPLE)):
+        names = [*SAMPLE]
+        expected = {**SAMPLE, **dict.fromkeys(names[fields:]), "uuid": ""}
+        assert [event.fields for event in decode(cut_short(words, fields))] == [expected]
+    with pytest.raises(InputError, match="ends before its field 'inactive'"):
+        list(decode(cut_short(words, first - 1)))
+
+
+def test_fields_can_be_appended_behind_a_text() -> None:
+    """A text says how long it is: what a newer kvmon puts behind it is no part of it."""
+    words = encode(Kind.DEVICE_SAMPLE, **SAMPLE)
+    newer = [words[0] + 2, *words[1:], 7, 7]
+    assert [event.fields for event in decode(newer)] == [SAMPLE]
 
 
 def test_numbers_of_kinds_are_permanent() -> None:

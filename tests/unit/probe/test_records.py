@@ -12,6 +12,7 @@ from kvmon.events import Event, Kind, decode, status_word
 from kvmon.probe import PoolInfo, PoolProbe, RequestPicture, StreamProbe
 from kvmon.recording import StreamReader, find_streams
 from kvmon.state import FaultKind, StreamState
+from kvmon.state.device import STALE_NS
 
 CAPACITY = 20
 
@@ -145,8 +146,24 @@ def test_what_is_only_told_reads_back_as_it_was_said(recorded: Recorded) -> None
     assert said[Kind.ONBOARDED] == {"request": None, "from_pool": 2, "units": (5,)}
     assert said[Kind.COMPACTED] == {"moved_units": 7}
     assert said[Kind.DEVICE_SAMPLE]["inactive"] == 30
-    assert recorded.state.device_samples[0].fields["used"] == 100
+    assert recorded.state.device_samples[0].used == 100
     assert recorded.state.pools[1].units == before
+
+
+def test_a_device_sample_keeps_apart_what_is_zero_and_what_is_not_known(recorded: Recorded) -> None:
+    """A device without a driver's or a framework's numbers has none; what was not told is None, and time goes on."""
+    probe, state = recorded.probe, recorded.state
+    probe.device_sample(0, 100, 20, 120, 90, 60, 30, largest_free=0, weights=40, retries=0, uuid="GPU-1")
+    probe.device_sample(1, 0, 0, 0)
+    recorded.step()
+    told, untold = state.device_samples[0], state.device_samples[1]
+    assert (told.largest_free, told.kv_pool, told.weights, told.retries, told.ooms) == (0, None, 40, 0, None)
+    assert (told.name, told.slack, untold.name) == ("GPU-1", 30, "cuda:1")
+    assert (untold.used, untold.reserved, untold.slack, untold.largest_free) == (None, None, None, None)
+    assert told.time_ns == state.time_ns and state.fresh_device_samples() == [told, untold]
+    recorded.now += STALE_NS
+    recorded.step()
+    assert state.fresh_device_samples() == [] and len(state.device_samples) == 2
 
 
 @pytest.mark.parametrize(
@@ -159,6 +176,7 @@ def test_what_is_only_told_reads_back_as_it_was_said(recorded: Recorded) -> None
         lambda r: r.probe.pool_changed("no pool", 5),
         lambda r: r.probe.pool_changed(r.pool, -1),
         lambda r: r.probe.device_sample(0, -1, 0, 0),
+        lambda r: r.probe.device_sample(0, 1, 0, 1, kv_pool=-1),
     ],
 )
 def test_nonsense_is_counted_and_raises_nothing(recorded: Recorded, call: Callable[[Recorded], None]) -> None:

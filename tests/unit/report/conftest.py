@@ -10,8 +10,17 @@ import pytest
 
 from kvmon.probe import PoolInfo, PoolProbe, StreamProbe
 from kvmon.recording import StreamReader, find_streams
-from kvmon.report import FailureView, HolderView, MemoryMap, PoolView, Screen, StreamView
+from kvmon.report import DeviceView, FailureView, HolderView, MemoryMap, PoolView, Screen, StreamView
 from kvmon.state import StreamState
+
+GIB = 1 << 30
+PARTS = {
+    "kv_pool": 30 * GIB,
+    "weights": 15 * GIB,
+    "torch_other": 9 * GIB,
+    "torch_slack": 7 * GIB,
+    "rest": -GIB,
+}
 
 
 class Recorded:
@@ -114,6 +123,7 @@ def stream_view(**changes: object) -> StreamView:
             "output_tokens": 400,
         },
         pools=(pool_view(),),
+        devices=(DeviceView("GPU-1", 0.5, 60 * GIB, 80 * GIB, PARTS, GIB, 2 * GIB),),
     )
     return replace(view, **changes)  # type: ignore[arg-type]
 

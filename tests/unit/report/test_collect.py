@@ -81,3 +81,21 @@ def test_holders_are_the_largest_first(paged) -> None:  # type: ignore[no-untype
     (pool,) = stream_view("e", 0, state, Liveness("alive"), holders=3).pools
     assert [(holder.request, holder.units) for holder in pool.holders] == [(2, 3), (4, 3), (3, 2)]
     assert (pool.holders[1].class_id, pool.holders[1].age_seconds, pool.holders[1].written_tokens) == (6, 1.0, 12)
+
+
+def test_a_device_is_divided_as_its_engine_saw_it(paged) -> None:  # type: ignore[no-untyped-def]
+    """Parts sum to what the driver told the engine; the difference is there whatever its sign, and so is its age."""
+    paged.probe.device_sample(0, 60, 20, 80, 65, 50, 5, largest_free=4, kv_pool=30, weights=15, uuid="GPU-1")
+    paged.probe.device_sample(1, 0, 0, 0, 9, 9, 0)
+    paged.step()
+    view = stream_view("e", 0, paged.step(seconds=2.0), Liveness("alive"))
+    told, bare = view.devices
+    assert told.parts == {"kv_pool": 30, "weights": 15, "torch_other": 5, "torch_slack": 15, "rest": -5}
+    assert sum(told.parts.values()) == told.used == 60 and told.overclaimed == 5
+    assert (told.name, told.age_seconds, told.total, told.largest_free) == ("GPU-1", 2.0, 80, 4)
+    assert (bare.name, bare.used, bare.total, bare.parts) == (
+        "cuda:1",
+        None,
+        None,
+        {"torch_other": 9, "torch_slack": 0},
+    )

@@ -74,6 +74,11 @@ def test_everything_is_said_where_there_is_room(stream: StreamView) -> None:
         "steps/s 61.2",
         "tokens/s 4,000",
         "last step 16 ms",
+        "GPU 60.0 GiB of 80.0 GiB",
+        "kv pool 30.0 GiB",
+        "torch slack 7.0 GiB",
+        "rest -1.0 GiB",
+        "largest free 2.0 GiB",
         "failures 9  no_contiguous_run 7  exhausted 2",
         "last, 2.5 s ago: request 17 needed 15 adjacent units",
         "3 active units have no live owner",
@@ -101,10 +106,11 @@ def test_what_is_not_known_is_not_drawn(stream: StreamView) -> None:
         tokens_per_second=None,
         step_seconds=None,
         counters=None,
+        devices=(),
         pools=(replace(pool, slots=None, failures=None, last_failure=None, holders=(), unowned=None, lost=None),),
     )
     text = "\n".join(drawn(Screen("/r", 1, (bare,)), 100))
-    for words in ("running", "needed", "slots", "failures", "request", "lost", "steps/s", "owner"):
+    for words in ("running", "needed", "slots", "failures", "request", "lost", "steps/s", "owner", "GPU"):
         assert words not in text
 
 

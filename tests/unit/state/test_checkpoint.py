@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,27 @@ def test_a_restored_state_answers_the_same(tmp_path: Path) -> None:
         assert other.slots() == pool.slots()
         assert other.units_by_owner_state() == pool.units_by_owner_state()
         assert (other.owner == pool.owner).all()
+
+
+def test_samples_of_devices_come_back_also_those_of_an_earlier_kvmon(tmp_path: Path) -> None:
+    """A sample is restored with its time; where only the event was kept, with the time of the checkpoint."""
+    engine = record(tmp_path, 20, close=False)
+    engine.probe.device_sample(0, 100, 20, 120, 90, 60, 30, largest_free=7, uuid="GPU-1")
+    engine.run(2)
+    engine.close()
+    state = StreamState()
+    state.apply(words_of(tmp_path / "toy-0"))
+    data = dump(state)
+    sample = load(data).device_samples[0]
+    assert sample == state.device_samples[0] and sample.time_ns < state.time_ns
+    length = int.from_bytes(data[8:12], "little")
+    description = json.loads(data[12 : 12 + length])
+    fields = {"device": 0, "used": 100, "free": 20, "total": 120, "reserved": 90, "allocated": 60, "inactive": 30}
+    description["devices"] = [[80, 1, fields, 5]]
+    old = json.dumps(description).encode().ljust(length)
+    old += b" " * (-(len(old) - length) % 8)
+    restored = load(data[:8] + len(old).to_bytes(4, "little") + old + data[12 + length :]).device_samples[0]
+    assert restored == replace(sample, time_ns=state.time_ns, largest_free=None, uuid="")
 
 
 def test_without_detail_it_is_the_fold_without_detail(tmp_path: Path) -> None:
