@@ -19,7 +19,7 @@ help: ## Show this list.
 demo: .venv/.installed ## Run the demo (ARGS="--seed 3 --seconds 60").
 	@$(BIN)/kvmon demo $(ARGS)
 
-test: .venv/.installed .venv/.tools ## Run the tests (ARGS="-m 'not slow'" for the short ones).
+test: .venv/.installed .venv/.tools .venv/.guidellm ## Run the tests (ARGS="-m 'not slow'" for the short ones).
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
 
 check: .venv/.installed ## Check format, lint, types and that generated files are up to date.
@@ -49,6 +49,8 @@ clean: ## Remove .venv and everything else that the other targets made.
 
 .venv/.installed: pyproject.toml constraints.txt
 	@[ -x $(BIN)/pip ] || { rm -rf .venv; $(make_venv); }
+	@# torch first: what depends on it would otherwise choose one with CUDA.
+	@$(BIN)/pip install --quiet --constraint constraints.txt torch
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -57,6 +59,15 @@ clean: ## Remove .venv and everything else that the other targets made.
 	@{ [ -x .venv/peers/bin/pip ] || $(BIN)/virtualenv --quiet .venv/peers; } \
 	  && .venv/peers/bin/pip install --quiet --requirement tests/benchmarks/peers.txt && touch $@ \
 	  || echo "kvmon: tests/benchmarks/peers.txt cannot be installed here; the rows of the peers will say so" >&2
+
+# A public load generator for the tests of the server, in an environment of its own that sees the packages of .venv: alone
+# it would bring another torch. Without it the test skips and says how to get it, and fails where CI is set.
+.venv/.guidellm: .venv/.installed
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  { [ -x .venv/guidellm/bin/pip ] || $(BIN)/virtualenv --quiet .venv/guidellm; } \
+	  && $(BIN)/python -c "$$purelib" > "$$(.venv/guidellm/bin/python -c "$$purelib")/kvmon.pth" \
+	  && .venv/guidellm/bin/pip install --quiet guidellm==0.8.1 && touch $@ \
+	  || echo "kvmon: guidellm cannot be installed here; its test will say so" >&2
 
 # Debian ships the venv module without what fills it; that is a package of its own.
 define make_venv

@@ -45,6 +45,10 @@ GUESTS = {"events", "recording", "probe"}
 # Heavy or optional packages, and the only layers that may name them.
 OUTSIDE = {
     "torch": {"engine", "adapters"},
+    "triton": {"engine"},
+    "safetensors": {"engine"},
+    "tokenizers": {"engine"},
+    "jinja2": {"engine"},
     "vllm": {"adapters"},
     "sglang": {"adapters"},
     "transformers": {"adapters"},
@@ -62,7 +66,19 @@ OUTSIDE = {
     "zstandard": {"capture"},
 }
 # What `import kvmon` and `kvmon --help` must not bring in.
-HEAVY = ("numpy", "numba", "prometheus_client", "torch", "starlette", "uvicorn", "zstandard", "rich", "pynvml")
+HEAVY = (
+    "numpy",
+    "numba",
+    "prometheus_client",
+    "torch",
+    "triton",
+    "jinja2",
+    "starlette",
+    "uvicorn",
+    "zstandard",
+    "rich",
+    "pynvml",
+)
 
 
 def layer_of(module: str) -> str:
