@@ -58,6 +58,9 @@ VERBS = {
     "workload": Verb("kvmon.cli.workload:command", "Make request traffic and write it as a trace."),
     "simulate": Verb("kvmon.cli.simulate:command", "Run a request trace through an allocator."),
     "fit": Verb("kvmon.cli.fit:command", "Fit the clock of the simulator to the steps of a recording."),
+    "engine": Verb(
+        "kvmon.cli.engine:command", "Serve a model, or answer a file of requests, with the reference engine."
+    ),
     "metrics": Verb("kvmon.cli.metrics:command", "List every metric with its meaning, unit and labels."),
 }
 

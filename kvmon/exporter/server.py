@@ -182,7 +182,7 @@ def _bind(address: Address) -> socket.socket:
         raise SystemRefused(f"cannot listen on {address}: the host is unknown ({error.strerror})") from None
     except OSError as error:
         advice = {
-            errno.EADDRINUSE: "the port is in use: stop what uses it or give another with --web.listen-address",
+            errno.EADDRINUSE: "the port is in use: stop what uses it or give another",
             errno.EACCES: "no permission: give a port above 1023",
             errno.EADDRNOTAVAIL: "this machine has no such address: give one of its own, or :PORT for all",
         }.get(error.errno or 0, os.strerror(error.errno or 0))
