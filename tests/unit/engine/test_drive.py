@@ -157,7 +157,10 @@ def test_equal_identities_are_equal_tokens() -> None:
 def test_arrivals_are_recorded_when_they_were() -> None:
     """A request that comes in the middle of a step has waited since then, and not since the step's end."""
     work = Workload(
-        np.array([0, 1_000_000]), np.array([64, 64], np.int32), *(np.array([4, 4], np.int32),) * 2, np.zeros(2, np.int32)
+        np.array([0, 1_000_000]),
+        np.array([64, 64], np.int32),
+        *(np.array([4, 4], np.int32),) * 2,
+        np.zeros(2, np.int32),
     )
     arrivals = [fields[1] for name, fields in driven(Setup(work, PagedConfig(64, 16))) if name == "arrive"]
     assert arrivals == [0, 1_000_000]
@@ -169,7 +172,8 @@ def test_a_prompt_for_another_model_is_an_error_of_the_caller() -> None:
     driver.engine.max_model_len = 10
     with pytest.raises(ConfigError, match="shorten the prompt"):
         driver.run()
-    large = build_driver(setup_of("never-fits-healthy"))
+    work = setup_of("two-phase").workload
+    large = build_driver(Setup(replace(work, prompt_tokens=work.prompt_tokens + 2000), PagedConfig(64, 16)))
     assert large.run()
 
 
