@@ -1,158 +1,132 @@
-"""`kvmon demo`: two engines under the same traffic, recorded by the real probe, watched live, with an exporter beside
-them.
+"""`kvmon demo`: two engines under the same traffic, recorded by the real probe, watched and judged live, with an
+exporter beside them.
 
-Wiring only: `demo_engine.py` is the engines' process, `watch.py` follows what they record, `kvmon.report.demo` draws.
-Invariant: however it ends, no process stays, and no directory that was not asked for.
+Wiring only: `demo_plan.py` says what runs, `demo_processes.py` leads the engines, `watch.py` follows what they record,
+`kvmon.report.demo` draws. Invariant: however it ends, no process stays, and no directory that was not asked for.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kvmon.cli.demo_plan import CHUNK_TOKENS, PREFIX_TOKENS
 from kvmon.errors import ConfigError, SystemRefused
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kvmon.cli.demo_pace import Pace
+    from kvmon.cli.demo_processes import EngineProcesses
     from kvmon.cli.watch import Watch
     from kvmon.report.demo import DemoFacts
 
-__all__ = ["EngineProcess", "command"]
+__all__ = ["command"]
 
 _FRAME_SECONDS = 0.2
 _LINE_SECONDS = 2.0
 _STOP_SECONDS = 10.0
+_STARTING = "kvmon: starting the engines; the first run on a machine compiles for about a minute ..."
 
 
 @click.command("demo")
+@click.argument("scenario", required=False)
+@click.option("--list", "listing", is_flag=True, help="List the scenarios that it can show, and how long each takes.")
 @click.option(
     "--seed", default=0, show_default=True, help="Another seed is other traffic; the same one the same numbers."
 )
-@click.option("--seconds", default=30.0, show_default=True, help="How long it runs.")
-@click.option("--speed", default=5.0, show_default=True, help="How much faster than real the engines serve.")
+@click.option(
+    "--seconds",
+    type=float,
+    help="How long, in the engines' time.  [default: 120; of a scenario, until its traffic ends]",
+)
+@click.option(
+    "--speed", type=float, help="How much faster than the engines' time.  [default: 3; of a scenario, by its length]"
+)
 @click.option("--dir", "directory", type=click.Path(path_type=Path, readable=False), help="Record here, and keep it.")
 @click.option("--keep", is_flag=True, help="Keep the recording; without --dir in a new temporary directory.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port of the metrics.  [default: 10490, or any free one]")
 @click.option("--no-exporter", is_flag=True, help="Serve no metrics.")
 @click.option("--plain", is_flag=True, help="Print a line now and then; so it is where the output is no terminal.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
+    scenario: str | None,
+    listing: bool,
     seed: int,
-    seconds: float,
-    speed: float,
+    seconds: float | None,
+    speed: float | None,
     directory: Path | None,
     keep: bool,
     port: int | None,
     no_exporter: bool,
     plain: bool,
 ) -> None:
-    """Watch fragmentation happen: the same traffic through a contiguous and a paged KV pool, side by side.
+    """Watch KV memory fail, and not fail: the same traffic through two engines, side by side.
 
-    Needs no GPU and ends by itself. Everything is real but the model: scheduler, allocators, probe, recording, fold and
-    exporter; the time of a step comes from a formula.
+    Without a SCENARIO a contiguous and a paged pool of the same size; with one (--list) the scenario and its healthy
+    twin. Needs no GPU and ends by itself. The model is real and tiny; how long its steps take comes from a formula, so
+    that the same seed gives the same failures on every machine.
     """
-    if not 0.5 <= seconds <= 3600:
+    if seconds is not None and not 0.5 <= seconds <= 3600:
         raise ConfigError(f"{seconds:g} s is no length for a demo: give 0.5 to 3600")
-    if not 0.1 <= speed <= 100:
+    if speed is not None and not 0.1 <= speed <= 100:
         raise ConfigError(f"{speed:g} times real speed is not possible: give 0.1 to 100")
     if seed < 0:
         raise ConfigError(f"{seed} is no seed: give 0 or more")
     if no_exporter and port is not None:
         raise ConfigError("--no-exporter and --port exclude each other: give one of them")
+    if find_spec("torch") is None:
+        raise ConfigError("the demo needs torch: pip install 'kvmon[engine]'")
+    if listing:
+        _only_seed(context)
+        from kvmon.cli.demo_list import print_demos
+
+        print_demos(seed)
+        return
 
     from kvmon.cli.console import QuietPipe
+    from kvmon.cli.demo_pace import pace_of
+    from kvmon.cli.demo_plan import CONTEST_SECONDS, make_plan
+    from kvmon.cli.demo_processes import EngineProcesses
     from kvmon.cli.live import signals_interrupt
     from kvmon.cli.patience import patience
     from kvmon.cli.watch import Watch
     from kvmon.exporter.warmup import warm_up
     from kvmon.report.demo import DemoFacts
 
-    console = QuietPipe()
-    kept = keep or directory is not None
+    console = QuietPipe(highlight=False)
     with signals_interrupt(), ExitStack() as stack:
+        traffic_seconds = seconds or CONTEST_SECONDS
+        plan = make_plan(scenario, seed, traffic_seconds)
         where = stack.enter_context(_recording_directory(directory, keep))
         metrics = None if no_exporter else stack.enter_context(_exporter(where, port))
-        facts = DemoFacts(seed, seconds, speed, PREFIX_TOKENS, CHUNK_TOKENS, str(where), metrics)
-        engines = stack.enter_context(EngineProcess(where, seed, seconds, speed))
-        with patience():
+        engines = stack.enter_context(EngineProcesses(where, scenario, seed, traffic_seconds, list(plan.setups)))
+        with patience(_STARTING):
             warm_up()
             engines.wait_until_ready()
+            pace = pace_of(plan, scenario, seconds, speed)
         watch = Watch(where)
         stack.callback(watch.close)
-        whole = _show(watch, engines, facts, console, plain or not console.is_terminal)
-        _say_goodbye(watch, facts, console, kept=kept, whole=whole)
+        kept = keep or directory is not None
+        facts = DemoFacts(scenario, seed, pace.seconds, plan.traffic, plan.about, str(where), metrics, kept)
+        whole = _show(watch, engines, pace, facts, console, plain or not console.is_terminal)
+        _say_goodbye(watch, engines, facts, console, whole=whole)
 
 
-class EngineProcess:
-    """The process of the two engines; ends with its `with` block at the latest.
-
-    Raises SystemRefused where the process cannot run.
-    """
-
-    def __init__(self, directory: Path, seed: int, seconds: float, speed: float) -> None:
-        arguments = [str(directory), str(seed), repr(seconds), repr(speed)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvmon.cli.demo_engine", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> EngineProcess:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.stop()
-
-    def wait_until_ready(self) -> None:
-        """Wait until the engines could begin."""
-        stdout = self._process.stdout
-        if stdout is None or stdout.readline() != "ready\n":
-            raise SystemRefused(self._last_words())
-
-    def go(self) -> None:
-        """Let them begin."""
-        if self._process.stdin is not None:
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
-
-    @property
-    def running(self) -> bool:
-        """Whether they are still at it.
-
-        Raises SystemRefused when they failed.
-        """
-        code = self._process.poll()
-        if code not in (None, 0):
-            raise SystemRefused(self._last_words())
-        return code is None
-
-    def stop(self) -> None:
-        """End the process: by the end of its input, and by force if that is not enough."""
-        if self._process.stdin is not None:
-            with suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-    def _last_words(self) -> str:
-        words = "" if self._process.stderr is None else self._process.stderr.read().strip()
-        return f"the demo's engines ended: {words.splitlines()[-1] if words else 'no reason was given'}"
+def _only_seed(context: click.Context) -> None:
+    """Raise ConfigError when something was given that a list does not heed."""
+    for name in context.params:
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in ("listing", "seed"):
+            flag = {"directory": "--dir", "scenario": "SCENARIO"}.get(name, f"--{name.replace('_', '-')}")
+            raise ConfigError(f"{flag} does not go with --list: a list runs nothing")
 
 
 @contextmanager
@@ -204,62 +178,56 @@ def _exporter(directory: Path, port: int | None) -> Iterator[str]:
             sidecar.stop()
 
 
-def _show(watch: Watch, engines: EngineProcess, facts: DemoFacts, console: Console, plain: bool) -> bool:
+def _show(watch: Watch, engines: EngineProcesses, pace: Pace, facts: DemoFacts, console: Console, plain: bool) -> bool:
     """Let the engines run and show them; False when somebody stopped them."""
     if plain:
-        _announce(facts)
-        engines.go()
-        return _print_lines(watch, engines)
-    return _draw(watch, engines, facts, console)
+        click.echo(f"recording to {facts.directory}")
+        if facts.metrics is not None:
+            click.echo(f"metrics at {facts.metrics}")
+        engines.go(pace)
+        return _print_lines(watch, engines, facts)
+    return _draw(watch, engines, pace, facts, console)
 
 
-def _announce(facts: DemoFacts) -> None:
-    click.echo(f"recording to {facts.directory}")
-    if facts.metrics is not None:
-        click.echo(f"metrics at {facts.metrics}")
-
-
-def _print_lines(watch: Watch, engines: EngineProcess) -> bool:
+def _print_lines(watch: Watch, engines: EngineProcesses, facts: DemoFacts) -> bool:
     from kvmon.report.demo import progress_line
 
-    began = printed = time.monotonic()
+    printed = time.monotonic()
     while engines.running:
         watch.poll(_FRAME_SECONDS)
         time.sleep(_FRAME_SECONDS / 2)
         if time.monotonic() - printed >= _LINE_SECONDS:
             printed = time.monotonic()
-            click.echo(progress_line(watch.screen(holders=0), printed - began))
+            click.echo(progress_line(watch.screen(holders=0), watch.verdicts(), facts, engines.now_ns / 1e9))
     return True
 
 
-def _draw(watch: Watch, engines: EngineProcess, facts: DemoFacts, console: Console) -> bool:
+def _draw(watch: Watch, engines: EngineProcesses, pace: Pace, facts: DemoFacts, console: Console) -> bool:
     from kvmon.cli.live import LiveScreen, ascii_only
     from kvmon.report.demo import Ticker, demo_screen
 
     plain, ticker = ascii_only(console), Ticker()
     with LiveScreen(console) as live:
-        engines.go()
-        began = time.monotonic()
+        engines.go(pace)
         while engines.running:
             watch.poll(_FRAME_SECONDS)
             screen = watch.screen(holders=3)
             ticker.note(screen)
             width, height = live.size
-            elapsed = time.monotonic() - began
-            live.draw(demo_screen(screen, ticker, facts, elapsed, width, height, ascii_only=plain))
+            seconds = engines.now_ns / 1e9
+            live.draw(demo_screen(screen, watch.verdicts(), ticker, facts, seconds, width, height, ascii_only=plain))
             if not live.wait(_FRAME_SECONDS):
                 engines.stop()
                 return False
     return True
 
 
-def _say_goodbye(watch: Watch, facts: DemoFacts, console: Console, *, kept: bool, whole: bool) -> None:
+def _say_goodbye(watch: Watch, engines: EngineProcesses, facts: DemoFacts, console: Console, *, whole: bool) -> None:
     from rich.text import Text
 
-    from kvmon.report.demo import closing
+    from kvmon.report.demo_closing import closing
 
     watch.catch_up()
-    for paragraph in closing(watch.screen(), facts, kept=kept, whole=whole):
-        console.print(Text(paragraph))
-        if not paragraph.startswith("    ") and not paragraph.endswith(":"):
-            console.print()
+    seconds = engines.now_ns / 1e9
+    for line in closing(watch.screen(), watch.findings(), engines.copied, facts, seconds, console.width, whole=whole):
+        console.print(Text(line))

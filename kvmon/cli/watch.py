@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from kvmon.diagnosis import VERDICTS, Finding, Holds
 from kvmon.events.totals import StreamTotal
 from kvmon.exporter.follow import DEFAULT_STALL_SECONDS, DirectoryFollower, Life, StreamFollower
 from kvmon.recording import find_streams
@@ -19,6 +20,7 @@ from kvmon.report import Liveness, Rates, Screen, StreamView, stream_view
 __all__ = ["Watch"]
 
 _RATE_NS = 5_000_000_000
+_VERDICT_AGE_NS = 500_000_000
 
 
 class Watch:
@@ -82,6 +84,19 @@ class Watch:
         problems += [stream.problem for stream in self._follower.streams if stream.problem is not None]
         views = tuple(self._view(one, holders) for one in self.streams())
         return Screen(str(self.directory), self._wall(), views, tuple(problems))
+
+    def verdicts(self) -> dict[str, dict[str, Holds]]:
+        """What holds in the last minute of each engine, over all of its pools, most important first."""
+        found = {}
+        for stream in self.streams():
+            pools = stream.diagnose(_VERDICT_AGE_NS).holding.values()
+            held = [(name, holds) for pool in pools for name, holds in pool.items()]
+            found[stream.engine] = dict(sorted(held, key=lambda pair: VERDICTS[pair[0]].rank))
+        return found
+
+    def findings(self) -> dict[str, list[Finding]]:
+        """What was found of each engine since its recording began, as `kvmon replay` finds it."""
+        return {stream.engine: stream.diagnosis.findings() for stream in self.streams()}
 
     def close(self) -> None:
         """Let go of every file."""

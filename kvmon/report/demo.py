@@ -1,39 +1,63 @@
-"""What the demo shows: two engines under the same traffic side by side, failures as they happen, and what happened in
-plain words.
+"""What the demo shows while it runs: two engines under the same traffic side by side, what is wrong with each of them,
+and allocations as they fail.
 
-Draws and words only; every number comes from the views, the facts about the demo from its caller.
+Draws and words only; every number comes from the views and the diagnosis, the facts about the demo from its caller.
+What is said at the end is in `demo_closing.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from kvmon.diagnosis import HEALTHY, Holds
 from kvmon.report.gauges import ASCII, STYLES, UNICODE, flow
 from kvmon.report.terminal import grid, heading
 from kvmon.report.view import PoolView, Screen, StreamView
-from kvmon.units import format_bytes, format_count, format_ratio
+from kvmon.units import format_count, format_ratio
 
-__all__ = ["DemoFacts", "Ticker", "closing", "demo_screen", "progress_line"]
+__all__ = ["DemoFacts", "Ticker", "demo_screen", "demo_time", "lost_requests", "progress_line", "shown_streams"]
 
 _TICKER_LINES = 4
+Verdicts = Mapping[str, Mapping[str, Holds]]
+"""What holds now, by engine and name, most important first."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoFacts:
-    """What the demo is: seed, length in seconds, how much faster than real it runs, where its recording and its
-    metrics are."""
+    """What the demo is: its scenario (None: the contest of two layouts) and seed, its length in seconds of the engines'
+    time, the traffic in words, what stands about each engine in the order of their panels, where the recording and the
+    metrics are, and whether the recording is kept."""
 
+    scenario: str | None
     seed: int
     seconds: float
-    speed: float
-    prefix_tokens: int
-    chunk_tokens: int
+    traffic: str
+    about: Mapping[str, str]
     directory: str
     metrics: str | None
+    kept: bool = False
+
+
+def shown_streams(screen: Screen, facts: DemoFacts) -> list[StreamView]:
+    """The streams of the demo's engines, in their order."""
+    streams = {stream.engine: stream for stream in screen.streams}
+    return [streams[name] for name in facts.about if name in streams]
+
+
+def demo_time(seconds: float, facts: DemoFacts) -> str:
+    """`17 of 120 s`, to as many digits as the length needs."""
+    digits = 0 if facts.seconds >= 20 else 1 if facts.seconds >= 2 else 3
+    return f"{min(seconds, facts.seconds):.{digits}f} of {facts.seconds:.{digits}f} s"
+
+
+def lost_requests(stream: StreamView) -> int | None:
+    """Requests that ended for want of memory, before or after they began; None where that is not known."""
+    finished = stream.finished
+    return None if finished is None else finished["error"] + finished["refused"]
 
 
 class Ticker:
@@ -66,129 +90,92 @@ class Ticker:
 
 
 def demo_screen(
-    screen: Screen, ticker: Ticker, facts: DemoFacts, elapsed: float, width: int, height: int, *, ascii_only: bool
+    screen: Screen,
+    verdicts: Verdicts,
+    ticker: Ticker,
+    facts: DemoFacts,
+    seconds: float,
+    width: int,
+    height: int,
+    *,
+    ascii_only: bool,
 ) -> RenderableType:
-    """The live screen: both pools beside each other, the last failures, the score."""
+    """The live screen after `seconds` of the engines' time: both pools beside each other, a verdict each, the last
+    failures, the score."""
     glyphs = ASCII if ascii_only else UNICODE
-    detail = "same traffic, same memory, two allocators"
-    hint = f"{min(elapsed, facts.seconds):.0f} of {facts.seconds:.0f} s at {facts.speed:g}x   q stops"
+    detail = "same traffic, same memory, two layouts" if facts.scenario is None else facts.traffic
+    hint = f"engine time {demo_time(seconds, facts)}   q stops"
+    streams = shown_streams(screen, facts)
+    judged = [_verdict_line(stream, verdicts, facts, width) for stream in streams]
     below = _TICKER_LINES if height >= 30 else 2
-    last = _score(screen)
+    last = _score(streams)
     if facts.metrics is not None:
         last.append(Text(facts.metrics, "underline"))
     lines = flow(last, width)[:2]
     news = ticker.lines(width, below) or [Text("no allocation has failed yet", STYLES["free"])]
     news += [Text("")] * (below - len(news))
-    panels = [(stream, pool) for stream in screen.streams for pool in (stream.pools or (None,))]
+    panels: list[tuple[StreamView, PoolView | None]] = [
+        (stream, pool) for stream in streams for pool in (stream.pools[:1] or (None,))
+    ]
     return Group(
-        heading("demo", detail, hint, width),
-        grid(panels, width, height - 1 - below - len(lines), glyphs, columns=2),
+        heading("demo" if facts.scenario is None else f"demo {facts.scenario}", detail, hint, width),
+        grid(panels, width, height - 1 - len(judged) - below - len(lines), glyphs, columns=2),
+        *judged,
         *news,
         *lines,
     )
 
 
-def progress_line(screen: Screen, elapsed: float) -> str:
-    """One line about both pools, for output that is no terminal."""
-    parts = [f"{elapsed:5.1f} s"]
-    for stream in screen.streams:
-        for pool in stream.pools:
-            free = f"free {format_ratio(pool.free / pool.capacity)}"
+def progress_line(screen: Screen, verdicts: Verdicts, facts: DemoFacts, seconds: float) -> str:
+    """One line about both engines, for output that is no terminal."""
+    parts = [demo_time(seconds, facts)]
+    for stream in shown_streams(screen, facts):
+        said = [f"{stream.engine}: {_names(stream, verdicts)}"]
+        for pool in stream.pools[:1]:
+            said.append(f"free {format_ratio(pool.free / pool.capacity)}")
             if pool.contiguity != "none" and pool.largest_free is not None:
-                free += f", largest free block {format_ratio(pool.largest_free / pool.capacity)}"
+                said.append(f"largest free block {format_ratio(pool.largest_free / pool.capacity)}")
             elif pool.units["cached"]:
-                free += f", cached {format_ratio(pool.units['cached'] / pool.capacity)}"
-            failures = sum((pool.failures or {}).values())
-            parts.append(f"{stream.engine}: {free}, waiting {stream.waiting or 0}, failures {failures}")
+                said.append(f"cached {format_ratio(pool.units['cached'] / pool.capacity)}")
+        said.append(f"waiting {stream.waiting or 0}")
+        said.append(f"failures {_failures(stream)}")
+        lost = lost_requests(stream)
+        if lost:
+            said.append(f"requests lost {format_count(lost)}")
+        parts.append(", ".join(said))
     return "  |  ".join(parts)
 
 
-def _score(screen: Screen) -> list[Text]:
+def _names(stream: StreamView, verdicts: Verdicts) -> str:
+    return "+".join(verdicts.get(stream.engine, ())) or HEALTHY
+
+
+def _failures(stream: StreamView) -> int:
+    return sum(sum((pool.failures or {}).values()) for pool in stream.pools)
+
+
+def _verdict_line(stream: StreamView, verdicts: Verdicts, facts: DemoFacts, width: int) -> Text:
+    """The engine, the one word, and the sentence of the first verdict."""
+    held = verdicts.get(stream.engine, {})
+    style = "bold red" if held else "bold green"
+    broad = max(map(len, facts.about))
+    line = Text.assemble((f"{stream.engine:<{broad}}  ", "bold"), (_names(stream, verdicts), style), no_wrap=True)
+    for holds in list(held.values())[:1]:
+        line.append(f": {holds.summary}")
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _score(streams: list[StreamView]) -> list[Text]:
+    """Failed allocations and lost requests, an engine each."""
     items = [Text("failed allocations", STYLES["free"])]
-    for stream in screen.streams:
-        for pool in stream.pools:
-            total = sum((pool.failures or {}).values())
-            items.append(
-                Text.assemble(f"{stream.engine} ", (format_count(total), "bold red" if total else "bold green"))
-            )
+    items += [_counted(stream, _failures(stream)) for stream in streams]
+    lost = [(stream, lost_requests(stream)) for stream in streams]
+    if any(count for _, count in lost):
+        items.append(Text("requests lost", STYLES["free"]))
+        items += [_counted(stream, count) for stream, count in lost if count is not None]
     return items
 
 
-def closing(screen: Screen, facts: DemoFacts, *, kept: bool, whole: bool) -> Iterator[str]:
-    """What happened, with the numbers of the run, and what to type next; a paragraph or command each."""
-    streams = {stream.engine: stream for stream in screen.streams}
-    sound = [name for name in ("contiguous", "paged") if name in streams and streams[name].pools]
-    if len(sound) == 2:
-        yield _traffic(streams["contiguous"].pools[0], facts, whole)
-        yield _contiguous(streams["contiguous"], facts)
-        yield _paged(streams["paged"])
-    yield from _next(facts, kept)
-
-
-def _traffic(pool: PoolView, facts: DemoFacts, whole: bool) -> str:
-    memory = format_bytes(pool.capacity * pool.unit_bytes)
-    length = f"{facts.seconds * facts.speed:.0f} s" if whole else "as much as you watched"
-    return (
-        f"Two engines served the same traffic (seed {facts.seed}, {length}, a clock in place of a model): chats and "
-        f"agents behind a shared prompt of {format_count(facts.prefix_tokens)} tokens. Each had {memory} of KV memory."
-    )
-
-
-def _contiguous(stream: StreamView, facts: DemoFacts) -> str:
-    pool = stream.pools[0]
-    failures = pool.failures or {}
-    total, pieces = sum(failures.values()), failures.get("no_contiguous_run", 0)
-    text = [f"contiguous: every sequence is one block that grows by {facts.chunk_tokens} tokens."]
-    if not total:
-        text.append("No allocation failed this time; more --seconds or another --seed will show it fail.")
-    else:
-        text.append(
-            f"{_allocations(total)} failed; {format_count(pieces)} of them had enough memory free, but in pieces:"
-        )
-        text.append("that is fragmentation.")
-    if pool.last_failure is not None and pool.last_failure.reason == "no_contiguous_run":
-        text.append(f"The last one: {pool.last_failure.sentence}.")
-    return " ".join([*text, _served(stream)])
-
-
-def _paged(stream: StreamView) -> str:
-    pool = stream.pools[0]
-    failures = pool.failures or {}
-    text = [f"paged: pages of {pool.unit_tokens} tokens anywhere, shared prefixes stored once."]
-    if not failures:
-        text.append("No allocation failed.")
-    for reason, count in failures.items():
-        text.append(f"{_allocations(count)} failed: {reason}.")
-    if stream.prefix_hit_ratio is not None:
-        text.append(f"{format_ratio(stream.prefix_hit_ratio)} of the prompt tokens were found in its cache.")
-    return " ".join([*text, _served(stream)])
-
-
-def _served(stream: StreamView) -> str:
-    counters = stream.counters
-    if counters is None:
-        return ""
-    text = f"It generated {format_count(counters['decode_tokens'])} tokens"
-    if counters["preempted"]:
-        text += (
-            f", preempted requests {format_count(counters['preempted'])} times and lost "
-            f"{format_count(counters['lost_tokens'])} computed tokens by it"
-        )
-    return f"{text}; {format_count(stream.waiting or 0)} requests wait at the end."
-
-
-def _allocations(count: int) -> str:
-    return "1 allocation" if count == 1 else f"{format_count(count)} allocations"
-
-
-def _next(facts: DemoFacts, kept: bool) -> Sequence[str]:
-    where = facts.directory if kept else "DIR"
-    commands = [
-        f"kvmon top {where} --once",
-        f"kvmon verify {where}",
-        f"kvmon capture {where} -o demo.kvmon",
-    ]
-    if not kept:
-        commands = ["kvmon demo --keep", *commands]
-    intro = "The recording is kept. Look closer:" if kept else "The recording is deleted. Keep one and look closer:"
-    return [intro, *(f"    {command}" for command in commands)]
+def _counted(stream: StreamView, count: int) -> Text:
+    return Text.assemble(f"{stream.engine} ", (format_count(count), "bold red" if count else "bold green"))
