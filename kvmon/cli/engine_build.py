@@ -52,6 +52,7 @@ def build_engine(
     from kvmon.engine import Decoder, Engine, load_weights, random_weights, read_config, tiny_config
     from kvmon.engine.devices import chosen_device
     from kvmon.serving import SchedulerConfig
+    from kvmon.serving.faults import Faults
 
     device = chosen_device(device)
     config = read_config(model, dtype) if model else tiny_config(max(vocabulary or 0, 320), dtype or "float32")
@@ -69,6 +70,8 @@ def build_engine(
         Decoder(config, weights),
         pool.resized(units),
         scheduler,
+        # What the engine itself says it has, once a second, so that a reader can hold it against the events.
+        faults=Faults(claims_every_ns=1_000_000_000),
         max_model_len=max_model_len,
         eos=eos_tokens,
         seed=seed,

@@ -229,8 +229,12 @@ def test_a_hundred_clients_of_whom_some_hang_up_leave_nothing_behind(
 
 
 def _empty(watch: Watch) -> bool:
-    """Whether the recording shows every unit free or reusable, nobody running, nothing lost and nothing unowned."""
+    """Whether the recording shows every unit free or reusable, nobody running, nothing lost and nothing unowned, and
+    the engine's own numbers add up to its pool."""
     watch.catch_up()
+    (state,) = (stream.state for stream in watch.streams())
+    assert all(claims.residual(state.pools[pool].capacity_units) == 0 for pool, claims in state.claims.items())
+    assert state.claims
     (view,) = watch.screen().streams
     return (
         not view.running

@@ -93,10 +93,10 @@ def test_the_default_is_loopback_alone() -> None:
 
 
 def test_a_port_in_use_is_one_clear_line() -> None:
-    """A taken port is a SystemRefused that names the address and the option."""
+    """A taken port is a SystemRefused that names the address and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
-        with pytest.raises(SystemRefused, match=r"the port is in use.*--web\.listen-address") as refused:
+        with pytest.raises(SystemRefused, match="the port is in use: stop what uses it or give another") as refused:
             make(ANY_PORT, address)
     assert str(address) in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -246,7 +246,7 @@ def test_a_longer_table_than_the_prompt_promised() -> None:
 def test_a_fragmented_host_tier_refuses_what_it_could_hold_in_pieces() -> None:
     """Some of those that wait there go first, so it gets holes: what fits in no hole is computed again."""
     config = SchedulerConfig(token_budget=48, preemption="swap", host_tokens=100, priorities=((1, -1), (2, 1), (3, 2)))
-    arrivals = pressing(PagedConfig(30, 4), 2, 40)
+    arrivals = pressing(PagedConfig(30, 4), 8, 40)
     watched = watch(PagedConfig(40, 4, prefix_cache=False), config, arrivals, [0] * 9 + [2])
     reasons = {fields[6] for fields in watched.fold.second_fails}
     assert reasons == {1, 2}, "shortage and fragmentation of the host tier both happened"
