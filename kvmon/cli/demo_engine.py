@@ -38,7 +38,7 @@ class RecordedEngine:
     """
 
     def __init__(self, directory: Path, name: str, setup: Setup, seed: int) -> None:
-        self._driver: Driver = build_driver(setup, seed=seed)
+        self._driver: Driver = build_driver(setup, seed=seed, threads=1)
         base = time.monotonic_ns() + _AHEAD_NS
         clock = self._driver.clock
         self._recording: Recording = attach(
@@ -71,10 +71,7 @@ def _warm_up(setup: Setup, seed: int) -> None:
 
 def main(arguments: list[str]) -> int:
     """The process; 1 when the parent ended it before it began."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this by closing its input
-    torch.set_num_threads(1)
     directory, scenario, seed, seconds, name = arguments
     setup = make_plan(None if scenario == "-" else scenario, int(seed), float(seconds)).setups[name]
     if sys.stdin.readline() != "warm\n":

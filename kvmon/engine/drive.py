@@ -19,6 +19,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 
 import numpy as np
+import torch
 
 from kvmon.allocators import PagedConfig
 from kvmon.engine.clock import ModelClock
@@ -41,14 +42,17 @@ _POLL_NS = 100_000_000  # between two steps of an engine in which nothing can mo
 _TURN, _HANG_UP = 0, 1  # what is due; turns come first
 
 
-def build_driver(setup: Setup, *, seed: int = 0, poison: bool = False) -> Driver:
+def build_driver(setup: Setup, *, seed: int = 0, poison: bool = False, threads: int | None = None) -> Driver:
     """The tiny model over the pool of `setup`, at the begin of its traffic; with a window group its last layer slides.
 
-    Raises ConfigError where the engine cannot run it, SystemRefused where the machine has no room for the pool.
+    `threads`: how many torch computes with in this process from now on; None: as many as it did. Raises ConfigError
+    where the engine cannot run it, SystemRefused where the machine has no room for the pool.
     """
     lacking = why_not(setup)
     if lacking is not None:
         raise ConfigError(f"{lacking}: let 'kvmon simulate' run it")
+    if threads is not None:
+        torch.set_num_threads(threads)
     config = tiny_config()
     if isinstance(setup.allocator, PagedConfig) and setup.allocator.window_tokens:
         config = replace(config, windows=(*(0,) * (config.layers - 1), setup.allocator.window_tokens))

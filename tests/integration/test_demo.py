@@ -12,7 +12,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
 
 from kvmon.cli.demo_engine import RecordedEngine
 from kvmon.cli.demo_plan import make_plan
@@ -110,7 +109,6 @@ def test_it_can_be_scraped_while_it_runs_and_says_what_happened(tmp_path: Path) 
 def test_its_numbers_depend_on_the_seed_alone(tmp_path: Path) -> None:
     """The same seed and length give the same failures and the same map, at another speed and in other slices."""
     process = start(*OPTIONS, "--no-exporter", "--dir", str(tmp_path / "paced"), temporary=tmp_path)
-    torch.set_num_threads(1)
     unpaced, other = tmp_path / "unpaced", tmp_path / "other"
     for directory, seed in ((unpaced, SEED), (other, SEED + 1)):
         directory.mkdir()
