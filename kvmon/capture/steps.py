@@ -24,16 +24,18 @@ __all__ = ["Steps", "read_steps"]
 
 Floats = npt.NDArray[np.float64]
 
-_COLUMNS = ("duration", "prefill", "decode", "context")
+_COLUMNS = ("start", "duration", "prefill", "decode", "context")
 _STEP_WORDS, _TICK_WORDS = 17, 6
 _TICK_HEAD = LONG << 27 | Kind.TICK << 19 | (_TICK_WORDS - 1)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps of every life and rank of one engine, float64 (n) each: ns, tokens, sequences, tokens of context read."""
+    """Steps of every life and rank of one engine: when each began on the engine's clock (int64, n), then float64 (n)
+    each: ns, tokens, sequences, tokens of context read."""
 
     engine: str
+    start_ns: npt.NDArray[np.int64]
     duration_ns: Floats
     prefill_tokens: Floats
     decode_sequences: Floats
@@ -48,14 +50,15 @@ def read_steps(path: Path, progress: Callable[[int], None] = lambda words: None)
 
     An engine without a step has empty columns. Raises InputError where `path` is neither.
     """
-    found: dict[str, list[Floats]] = {}
+    found: dict[str, list[npt.NDArray[np.int64]]] = {}
     for engine, piece in _pieces(path):
         columns = found.setdefault(engine, [])
         if isinstance(piece, Frames):
             columns.append(_columns(piece))
             progress(len(piece.words))
-    empty = np.empty((len(_COLUMNS), 0))
-    return [Steps(engine, *np.concatenate([empty, *columns], axis=1)) for engine, columns in found.items()]
+    empty = np.empty((len(_COLUMNS), 0), np.int64)
+    joined = {engine: np.concatenate([empty, *columns], axis=1) for engine, columns in found.items()}
+    return [Steps(engine, columns[0], *columns[1:].astype(np.float64)) for engine, columns in joined.items()]
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, Piece | None]]:
@@ -74,14 +77,14 @@ def _pieces(path: Path) -> Iterator[tuple[str, Piece | None]]:
                 yield captured.facts.engine, piece
 
 
-def _columns(piece: Frames) -> Floats:
-    """(4, steps) of the frames that a STEP closes."""
+def _columns(piece: Frames) -> npt.NDArray[np.int64]:
+    """(5, steps) of the frames that a STEP closes."""
     words, ends = piece.words, piece.table.ends
     # Every frame ends with one or the other, and no field of a STEP can look like the head of a TICK.
     starts = ends[words[ends - _TICK_WORDS] != _TICK_HEAD] - _STEP_WORDS
     at = field_offsets(Kind.STEP)
     kinds = {field.name: field.type for field in FIELDS[Kind.STEP]}
-    columns = np.empty((len(_COLUMNS), len(starts)))
+    columns = np.empty((len(_COLUMNS), len(starts)), np.int64)
     for row, name in enumerate(_COLUMNS):
         value = words[starts + at[name]].astype(np.int64) - 1
         if kinds[name] == "wide":

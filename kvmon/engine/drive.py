@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from kvmon.allocators import PagedConfig
-from kvmon.engine.clock import ModelClock
+from kvmon.engine.clock import ModelClock, MovableClock
 from kvmon.engine.config import tiny_config
 from kvmon.engine.engine import Engine
 from kvmon.engine.model import Decoder
@@ -42,7 +42,14 @@ _POLL_NS = 100_000_000  # between two steps of an engine in which nothing can mo
 _TURN, _HANG_UP = 0, 1  # what is due; turns come first
 
 
-def build_driver(setup: Setup, *, seed: int = 0, poison: bool = False, threads: int | None = None) -> Driver:
+def build_driver(
+    setup: Setup,
+    *,
+    seed: int = 0,
+    poison: bool = False,
+    threads: int | None = None,
+    clock: MovableClock | None = None,
+) -> Driver:
     """The tiny model over the pool of `setup`, at the begin of its traffic; with a window group its last layer slides.
 
     `threads`: how many torch computes with in this process from now on; None: as many as it did. Raises ConfigError
@@ -56,7 +63,7 @@ def build_driver(setup: Setup, *, seed: int = 0, poison: bool = False, threads: 
     config = tiny_config()
     if isinstance(setup.allocator, PagedConfig) and setup.allocator.window_tokens:
         config = replace(config, windows=(*(0,) * (config.layers - 1), setup.allocator.window_tokens))
-    clock = ModelClock(setup.step_time)
+    clock = clock or ModelClock(setup.step_time)
     engine = Engine(
         Decoder(config, random_weights(config, seed)),
         setup.allocator,
@@ -78,7 +85,7 @@ class Driver:
     ended, or nothing will ever move.
     """
 
-    def __init__(self, engine: Engine, clock: ModelClock, workload: Workload, *, linger_ns: int = 0) -> None:
+    def __init__(self, engine: Engine, clock: MovableClock, workload: Workload, *, linger_ns: int = 0) -> None:
         self.engine = engine
         self.clock = clock
         self.over = False

@@ -9,7 +9,7 @@ from kvmon.simulate.block_cache import BlockCache, fifo_hits, lfu_hits, lru_hits
 from kvmon.simulate.fitting import Fit, fit_step_time
 from kvmon.simulate.infinite import InfiniteCache, infinite_cache
 from kvmon.simulate.result import FullPool, Result
-from kvmon.simulate.simulator import JournalSink, simulate
+from kvmon.simulate.simulator import JournalSink, RecordedSteps, simulate
 
 __all__ = [
     "BlockCache",
@@ -17,6 +17,7 @@ __all__ = [
     "FullPool",
     "InfiniteCache",
     "JournalSink",
+    "RecordedSteps",
     "Result",
     "fifo_hits",
     "fit_step_time",

@@ -6,6 +6,8 @@
     demand.patience  int64 (n + 1)     time from arrival until the client hangs up, 0 = never; one entry: nobody does
     demand.due       int64 (2n + 2, 2) a heap of (time, request) to arrive or, negative, to hang up; from index 1
     demand.errors    int64 (e, 4)      errors outside of the pool: time, bytes asked, free, reserved
+    demand.steps     int64 (s, 2)      begin and duration of an engine's own steps, to be taken one by one; without a
+                                       row steps take what their formula says
 
 Invariant: a run stops only between two steps, so it can be resumed after the journal was drained, and what it does
 never depends on whether a journal is kept. Of what happens at the same time own arrivals come first, then what is due,
@@ -65,6 +67,7 @@ HANG_UPS = 4  # those of them that hang up
 NEXT_ERROR = 5
 LINGER_NS = 6  # how long to go on when nothing can move any more
 STUCK_SINCE = 7  # -1: not stuck
+NEXT_STEP = 8  # index into demand.steps
 
 _NEVER = np.iinfo(np.int64).max
 _LATEST = float(2**62 - 1)  # the last nanosecond that a recording can hold
@@ -84,11 +87,12 @@ class Demand(NamedTuple):
     patience: npt.NDArray[np.int64]
     due: npt.NDArray[np.int64]
     errors: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
 
 
 def new_clock(most_steps: int | None = None, linger_ns: int = 0) -> npt.NDArray[np.int64]:
     """A clock at 0 that stops after `most_steps`, or `linger_ns` after nothing could move any more."""
-    clock = np.zeros(8, np.int64)
+    clock = np.zeros(9, np.int64)
     clock[STEPS_LEFT] = _NEVER if most_steps is None else most_steps
     clock[LINGER_NS] = linger_ns
     clock[STUCK_SINCE] = -1
@@ -188,16 +192,20 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
     """Run until everybody has ended, the journal needs room, nothing can move any more, the steps are used up, or the
     clock runs over.
 
-    `step_time` float64 (4): base, prefill token, decode sequence, context token, in ns. Deadlock: a step that plans
-    nothing and changes nothing while somebody runs or waits, with no hang-up, transfer or error ahead; arrivals free no
-    memory, so it would stay that way, except that they may go ahead of others by their class.
+    With steps of an engine it ends when they are used up, too. `step_time` float64 (4): base, prefill token, decode
+    sequence, context token, in ns. Deadlock: a step that plans nothing and changes nothing while somebody runs or
+    waits, with no hang-up, transfer or error ahead; arrivals free no memory, so it would stay that way, except that
+    they may go ahead of others by their class.
     """
     tally = serving.tally
     facts = serving.facts
     journal = serving.journal
     nobody = serving.nobody
     order = demand.order
+    given = demand.steps.shape[0]
     while True:
+        if clock[NEXT_STEP] < given:
+            clock[NOW] = max(clock[NOW], demand.steps[clock[NEXT_STEP], 0])
         while True:
             arrival = np.int64(_NEVER)
             if clock[NEXT] < order.size:
@@ -234,7 +242,7 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
             continue
         if journal.state[ON] and journal.state[USED] + room_for_step(serving) > journal.words.size:
             return JOURNAL_FULL
-        if clock[STEPS_LEFT] == 0:
+        if clock[STEPS_LEFT] == 0 or (given and clock[NEXT_STEP] == given):
             return STEP_LIMIT
         clock[STEPS_LEFT] -= 1
         tally[TALLY_NOW] = clock[NOW]
@@ -248,6 +256,9 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
         if clock[NOW] + takes > _LATEST:
             return TOO_LATE
         duration = np.int64(takes)
+        if given:
+            duration = demand.steps[clock[NEXT_STEP], 1]
+            clock[NEXT_STEP] += 1
         stuck = tally[PLANNED] == 0 and tally[CHANGED] == 0
         commit(serving, clock[NOW], duration, nobody)
         clock[NOW] += duration

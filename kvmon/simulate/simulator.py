@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,16 @@ from kvmon.serving.workload import Workload, check_page_hashes
 from kvmon.simulate.result import FullPool, Result
 from kvmon.simulate.run import DEADLOCK, JOURNAL_FULL, NOW, STEP_LIMIT, STEPS_LEFT, TOO_LATE, Demand, new_clock, run
 
-__all__ = ["JournalSink", "demand_of", "simulate", "simulation_state"]
+__all__ = ["JournalSink", "RecordedSteps", "demand_of", "simulate", "simulation_state"]
+
+
+class RecordedSteps(NamedTuple):
+    """Steps that an engine took, on the clock on which the workload's requests arrive: begin and duration, int64 (n)
+    each in ns."""
+
+    start_ns: npt.NDArray[np.int64]
+    duration_ns: npt.NDArray[np.int64]
+
 
 JournalSink = Callable[[npt.NDArray[np.int64]], None]
 
@@ -47,12 +57,14 @@ def simulate(
     journal_words: int = _JOURNAL_WORDS,
     most_steps: int | None = None,
     linger_ns: int = 0,
+    recorded: RecordedSteps | None = None,
 ) -> Result:
     """Simulate every request of `workload` and return what happened.
 
     `journal_sink` gets the journal in pieces that end between two steps or two arrivals; a piece is valid during the
     call only. `journal_words` is the size of such a piece; it grows where one step needs more. `most_steps` stops a run
-    early; `linger_ns` goes on for so long after nothing can move any more, as an engine does.
+    early; `linger_ns` goes on for so long after nothing can move any more, as an engine does. With `recorded` steps
+    begin and end when an engine's did, whatever `step_time` says, and the run ends with the last of them.
     Raises ConfigError when the workload's prefix identities cannot name pages of this size, the faults cannot strike
     this pool, or the clock runs over.
     """
@@ -61,7 +73,7 @@ def simulate(
     state = simulation_state(
         workload, allocator, scheduler, journal_words if journal_sink is not None else 0, faults=wrong
     )
-    demand = demand_of(workload, wrong)
+    demand = demand_of(workload, wrong, recorded)
     clock = new_clock(None, linger_ns)
     model = np.array(
         [times.base_ns, times.prefill_token_ns, times.decode_sequence_ns, times.context_token_ns], np.float64
@@ -70,7 +82,7 @@ def simulate(
     seconds = 0.0
     steps_left = _NO_LIMIT if most_steps is None else most_steps
     status = JOURNAL_FULL
-    while status == JOURNAL_FULL or (status == STEP_LIMIT and steps_left):
+    while status == JOURNAL_FULL or (status == STEP_LIMIT and steps_left and not clock[STEPS_LEFT]):
         clock[STEPS_LEFT] = steps = min(steps_left, _STEPS_AT_ONCE)
         began = time.perf_counter()
         status = run(state, demand, clock, model)
@@ -102,12 +114,13 @@ def _compile(model: npt.NDArray[np.float64]) -> None:
         patience=np.zeros(1, np.int64),
         due=np.zeros((2, 2), np.int64),
         errors=np.zeros((0, 4), np.int64),
+        steps=np.zeros((0, 2), np.int64),
     )
     run(empty, nothing, new_clock(), model)
 
 
-def demand_of(workload: Workload, faults: Faults) -> Demand:
-    """What `run` has to know of the workload and of the errors outside of the pool."""
+def demand_of(workload: Workload, faults: Faults, recorded: RecordedSteps | None = None) -> Demand:
+    """What `run` has to know of the workload, of the errors outside of the pool, and of an engine's own steps."""
     n = len(workload)
     independent = workload.independent
     first = np.zeros(n + 1, np.int32)
@@ -128,6 +141,7 @@ def demand_of(workload: Workload, faults: Faults) -> Demand:
         patience=patience,
         due=np.zeros((2 * n + 2, 2), np.int64),
         errors=errors,
+        steps=np.zeros((0, 2), np.int64) if recorded is None else np.column_stack(recorded).astype(np.int64),
     )
 
 
