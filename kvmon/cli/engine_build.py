@@ -16,6 +16,7 @@ __all__ = ["build_engine"]
 _DEFAULT_TOKENS = 16_384
 _DEFAULT_BLOCK = 16
 _DEFAULT_CHUNK = 64
+_OUT_OF_MEMORY = 1  # kind of an engine error
 
 
 def build_engine(
@@ -137,7 +138,7 @@ def _units(
 def _record(engine: Engine, directory: Path, name: str, config: ModelConfig) -> None:
     from kvmon import __version__
     from kvmon.adapters.attach import attach
-    from kvmon.engine.device_memory import DeviceSampler
+    from kvmon.engine.device_memory import DeviceSampler, asked_bytes
 
     described: dict[str, Any] = {
         "engine_version": __version__,
@@ -160,3 +161,12 @@ def _record(engine: Engine, directory: Path, name: str, config: ModelConfig) -> 
         )
         # Before the adapter writes the step, so that the sample stands in its frame.
         engine.observers.insert(0, lambda words: sampler.sample())
+
+        def tell(error: BaseException) -> None:
+            sampler.sample_now()
+            if sampler.seen is not None:
+                slack = sampler.seen.reserved - sampler.seen.allocated
+                recording.probe.engine_error(_OUT_OF_MEMORY, asked_bytes(error), sampler.seen.free, slack)
+            recording.probe.tick()
+
+        engine.out_of_memory.append(tell)

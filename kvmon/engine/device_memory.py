@@ -7,6 +7,7 @@ parsed without a GPU. Invariant: sampling never makes an engine fail; where torc
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["DeviceMemory", "DeviceSampler", "EmitSample", "bytes_of", "largest_free_block", "nvml_uuid", "read_device"]
+__all__ = [
+    "DeviceMemory",
+    "DeviceSampler",
+    "EmitSample",
+    "asked_bytes",
+    "bytes_of",
+    "largest_free_block",
+    "nvml_uuid",
+    "read_device",
+]
 
 _DEFAULT_POOL = (0, 0)
 
@@ -130,6 +140,14 @@ def read_device(device: int, *, look: bool) -> DeviceMemory:
     return DeviceMemory.of(uuid, driver, torch.cuda.memory_stats(device), largest)
 
 
+def asked_bytes(error: BaseException) -> int:
+    """The bytes that torch could not allocate, as its error says; 0 where it does not say."""
+    found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)", str(error))
+    if found is None:
+        return 0
+    return int(float(found[1]) * 1024 ** ("bytes", "KiB", "MiB", "GiB", "TiB").index(found[2]))
+
+
 class DeviceSampler:
     """Emits a sample of `device` at most every `every` seconds, however often it is called.
 
@@ -159,6 +177,8 @@ class DeviceSampler:
         self._read = read
         self._next = self._next_look = float("-inf")
         self._largest: int | None = None
+        self.seen: DeviceMemory | None = None
+        """The last sample; None before the first."""
 
     def sample(self) -> None:
         """Emit a sample if it is time for one; cheap enough for every step."""
@@ -180,6 +200,7 @@ class DeviceSampler:
         except RuntimeError:  # CUDA is broken: the engine will say so itself, and is not to fail for being watched
             self._cuda = False
             return
+        self.seen = seen
         if look:
             self._largest, self._next_look = seen.largest_free, now + self._look_every
         self._emit(

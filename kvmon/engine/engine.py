@@ -34,7 +34,7 @@ from kvmon.engine.model import Decoder
 from kvmon.engine.moves import Moves
 from kvmon.engine.requests import Output, PageNames, Request
 from kvmon.engine.sampling import Sampling, choose, generator_of
-from kvmon.errors import ConfigError
+from kvmon.errors import ConfigError, SystemRefused
 from kvmon.serving import Plan, Scheduler, SchedulerConfig
 from kvmon.serving import state as at
 from kvmon.serving.faults import Faults
@@ -91,6 +91,8 @@ class Engine:
         self.vocabulary = model.config.vocabulary
         self.observers: list[Observer] = []
         self.closers: list[Callable[[], None]] = []
+        self.out_of_memory: list[Callable[[BaseException], None]] = []
+        """Told when something beside the pool finds no memory; the engine ends with that."""
         self._eos = frozenset(model.config.eos if eos is None else eos)
         self._seed = seed
         self._names = PageNames(max(self.hash_tokens, 1), secrets.token_bytes(32))
@@ -250,7 +252,14 @@ class Engine:
         tokens = np.concatenate([request.tokens[first:end] for request, first, end in spans])
         stopped = np.zeros(len(requests), np.bool_)
         sampling = np.flatnonzero(plan.samples)
-        logits = self._logits(tokens, batch, batch.starts[1:][sampling] - 1)
+        try:
+            logits = self._logits(tokens, batch, batch.starts[1:][sampling] - 1)
+        except torch.OutOfMemoryError as error:
+            for told in self.out_of_memory:
+                told(error)
+            raise SystemRefused(
+                "the GPU ran out of memory beside the KV pool: give the pool less, or a step fewer tokens"
+            ) from error
         if len(sampling):
             who = [requests[index] for index in sampling]
             chosen = choose(logits, [one.sampling for one in who], [one.generator for one in who])

@@ -1,0 +1,170 @@
+"""Models that cannot be used, sizes that cannot be, memory that is not there: one clear line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvmon.allocators import PagedConfig
+from kvmon.cli.engine_build import build_engine
+from kvmon.cli.main import run as kvmon
+from kvmon.engine import Engine, Sampling, load_weights, read_config
+from kvmon.engine.device_memory import asked_bytes
+from kvmon.errors import ConfigError, InputError, SystemRefused
+from tests.unit.engine.models import theirs, tiny
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory as transformers writes it."""
+    theirs("llama").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def changed(directory: Path, **fields: Any) -> None:
+    """Change `config.json`; None takes a field away."""
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another architecture": ({"architectures": ["MambaForCausalLM"]}, "is a MambaForCausalLM: the reference engine"),
+    "no architecture": ({"architectures": None}, "names no architecture"),
+    "another activation": ({"hidden_act": "gelu"}, "'gelu' is not computed here"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantised weights are not computed here"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    "missing size": ({"hidden_size": None}, "hidden_size is missing"),
+    "heads that do not divide": ({"num_key_value_heads": 5}, "6 query heads cannot share 5 KV heads evenly"),
+    "dynamic positions": (
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "type 'dynamic' is not computed here",
+    ),
+    "a scaling without a factor": (
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+        "factor of the rotary embedding is None",
+    ),
+    "another type": ({"dtype": "int8"}, "its type is 'int8'"),
+    "odd layers": ({"layer_types": ["chunked_attention"] * 3}, "layers of chunked_attention"),
+    "another shape": ({"intermediate_size": 97}, r"up_proj|gate_proj.*is \(96, 96\), its config.json says \(97, 96\)"),
+    "more layers": ({"num_hidden_layers": 4}, "has no tensor model.layers.3"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_that_cannot_be_computed_is_refused_by_name(name: str, model: Path) -> None:
+    """What is odd is named, before anything is computed."""
+    fields, says = CONFIGS[name]
+    changed(model, **fields)
+    with pytest.raises(InputError, match=says):
+        load_weights(read_config(model), model)
+
+
+def _without_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def _cut(model: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _index_without_file(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "absent.safetensors"}}))
+
+
+def _index_outside(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
+
+
+def _odd_index(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text("[]")
+
+
+def _no_json(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def _no_config(model: Path) -> None:
+    (model / "config.json").unlink()
+
+
+def _lacks_norm(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_without_weights, r"holds no \*\.safetensors"),
+        (_cut, "is no whole safetensors file"),
+        (_index_without_file, "lacks absent.safetensors"),
+        (_index_outside, "lacks"),
+        (_odd_index, "should map tensors to files"),
+        (_no_json, "is no JSON"),
+        (_no_config, "cannot read"),
+        (_lacks_norm, "has no tensor model.norm.weight"),
+    ],
+)
+def test_files_that_are_missing_or_damaged_are_one_line(
+    damage: Callable[[Path], None], says: str, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The library names the file, and so does the command line, with exit code 3."""
+    damage(model)
+    with pytest.raises(InputError, match=says):
+        load_weights(read_config(model), model)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    assert kvmon(["engine", "run", str(tmp_path / "in.jsonl"), "--model", str(model)]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"capacity_tokens": 8}, ConfigError, "a pool of 8 tokens holds no block of 16"),
+        ({"capacity_bytes": 100}, ConfigError, "hold no block of 16 tokens"),
+        ({"capacity_tokens": 64, "memory_share": 0.1}, ConfigError, "the pool has one size"),
+        ({"memory_share": 1.5}, ConfigError, "is no share of the free memory"),
+        ({"capacity_bytes": 2**44}, SystemRefused, "choose a smaller one"),
+        ({"block_size": 0}, ConfigError, "a block of 0 tokens"),
+        ({"layout": "heap"}, ConfigError, "choose paged or contiguous"),
+        ({"reserve": "max"}, ConfigError, "those go with --layout contiguous"),
+        ({"layout": "contiguous", "reserve": "half"}, ConfigError, "no reservation policy"),
+    ],
+)
+def test_pools_that_cannot_be_built_are_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    """Sizes and options that contradict each other, or the machine."""
+    with pytest.raises(error, match=says):
+        build_engine(device="cpu", **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_not_replaced() -> None:
+    """Asked for by name it is an error."""
+    with pytest.raises(ConfigError, match="no CUDA device here: choose --device cpu"):
+        build_engine(device="cuda")
+
+
+def test_memory_that_is_short_beside_the_pool_is_told_before_the_engine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error carries what was asked for; the engine ends with one line."""
+    engine = Engine(tiny(), PagedConfig(20, 4))
+    asked: list[int] = []
+    engine.out_of_memory.append(lambda error: asked.append(asked_bytes(error)))
+
+    def refused(*arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 384.00 MiB. GPU 0 has a total ...")
+
+    monkeypatch.setattr(engine, "_logits", refused)
+    engine.add([1, 2, 3], Sampling(4))
+    with pytest.raises(SystemRefused, match="ran out of memory beside the KV pool"):
+        engine.step()
+    assert asked == [384 << 20]
+    assert asked_bytes(RuntimeError("no number")) == 0
