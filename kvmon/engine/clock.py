@@ -62,6 +62,7 @@ class PassingClock:
 
     @now_ns.setter
     def now_ns(self, moment: int) -> None:
+        """Wait until then; a moment that has passed is now."""
         ahead = moment - (time.monotonic_ns() - self._base)
         if ahead > 0:
             time.sleep(ahead / 1e9)
