@@ -193,7 +193,7 @@ class ReferenceAdapter:
             entries.ONBOARD: lambda request, count, *units: pool.onboarded(request, _SECOND, units),
             entries.RELOCATE: pool.migrated,
             entries.COMPACT: lambda moved, copied: pool.compacted(moved),
-            entries.COPY: lambda request, source, target, tokens: None,  # its units are told; the copy is the engine's
+            entries.COPY: lambda *fields: None,  # its units are told; the copy is the engine's
             entries.FAIL: lambda *fields: self._fail(pool, *fields),
         }
 

@@ -21,7 +21,20 @@ import numpy.typing as npt
 from kvmon.allocators import run_pool as at
 from kvmon.allocators.checks import check_run_pool
 from kvmon.allocators.config import PLACEMENTS, ContiguousConfig
-from kvmon.allocators.journal import ALLOC_RUN, ASSIGN_RUN, COMPACT, FREE_RUN, RELOCATE, RESERVE, put2, put3, put6
+from kvmon.allocators.journal import (
+    ALLOC_RUN,
+    ASSIGN_RUN,
+    COMPACT,
+    COPY,
+    COPY_SLIDE,
+    FREE_RUN,
+    RELOCATE,
+    RESERVE,
+    put2,
+    put3,
+    put5,
+    put6,
+)
 from kvmon.allocators.own_journal import OwnJournal
 from kvmon.allocators.refusal import Contiguity, Reason, Refusal
 from kvmon.errors import ConfigError, InvariantError
@@ -151,7 +164,11 @@ class ContiguousAllocator:
             if start != end:
                 self._blocks[request] = (end, units)
                 moved_units += units
-                copied_tokens += used_tokens.get(request, units * self.config.unit_tokens)
+                tokens = used_tokens.get(request, units * self.config.unit_tokens)
+                copied_tokens += tokens
+                self._journal.make_room(_MOST_ENTRY_WORDS)
+                if self._journal.wanted:
+                    put5(self._journal.kernel_state, COPY, request, start, end, tokens, COPY_SLIDE)
                 self._write_run(FREE_RUN, request, start, units)
                 self._write_run(ALLOC_RUN, request, end, units)
                 self._write_run(ASSIGN_RUN, request, end, units)

@@ -37,12 +37,14 @@ absolute. It is not a wire format: an adapter translates it into events.
     RELOCATE   27   request, old_start, old_n, new_start, new_n, copied_tokens        after ALLOC_RUN, before FREE_RUN
     STEP       28   start_ns, duration_ns, prefill_tokens, decode_tokens, context_tokens_read, running, waiting,
                     need_units_at_head (0: nobody waits); always the last entry of a step
-    COMPACT    30   moved_units, copied_tokens      blocks slid together; each has a FREE_RUN, ALLOC_RUN and ASSIGN_RUN
+    COMPACT    30   moved_units, copied_tokens      blocks slid together; each has COPY, FREE_RUN, ALLOC_RUN, ASSIGN_RUN
     CLAIMS     31   available, evictable, protected, in_flight, usage_millionths   what the engine itself says it has
     ERROR      32   error, asked_bytes, free_bytes, reserved_bytes                 something else than the pool failed
     LOST       33   entries, reason                 what an observer lost here, in its place; no allocator writes it
-    COPY       34   request, from, to, tokens       copy on write: the first tokens of a page that is not full, into a
-                                                    page of a fork, which is about to write there; after the ASSIGN
+    COPY       34   request, from, to, tokens, why  keys and values of the first tokens from unit `from` on, copied to
+                                                    unit `to` on. 1: a fork's part of a page that is not full, after
+                                                    its ASSIGN; 2: a prefix that stayed behind, after the RESERVE of
+                                                    the request's block; 3: a block that slides, before its FREE_RUN
 
 Order inside a step: ARRIVE of everybody who came before it; then what scheduling did, request by request (ADMIT,
 SHARE, ALLOC or ALLOC_RUN, RELOCATE, FREE_RUN, ASSIGN, RESERVE, CACHE; FAIL and PREEMPT before the UNSHARE or FREE_RUN
@@ -100,6 +102,9 @@ __all__ = [
     "COMMIT",
     "COMPACT",
     "COPY",
+    "COPY_FORK",
+    "COPY_PREFIX",
+    "COPY_SLIDE",
     "DEFER",
     "ENTRY_FIELDS",
     "ENTRY_NAMES",
@@ -173,6 +178,11 @@ ERROR = 32
 LOST = 33
 COPY = 34
 
+# Why a COPY was made.
+COPY_FORK = 1
+COPY_PREFIX = 2
+COPY_SLIDE = 3
+
 #: Entries whose length depends on their second field.
 WITH_UNITS = frozenset({ALLOC, SHARE, UNSHARE, CACHE, ASSIGN, PIN, EVICT, DEFER, FREE, ASSIGN_WINDOW, OFFLOAD, ONBOARD})
 #: Fields after the code of every entry of fixed length.
@@ -197,7 +207,7 @@ ENTRY_FIELDS = {
     CLAIMS: 5,
     ERROR: 4,
     LOST: 2,
-    COPY: 4,
+    COPY: 5,
 }
 ENTRY_NAMES = {
     ALLOC: "alloc",

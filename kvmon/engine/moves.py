@@ -1,4 +1,4 @@
-"""What the allocator's decisions mean for keys and values: the copies that a journal stands for, done in its order.
+"""What the allocator's decisions mean for keys and values: the copies that a journal names, done in its order.
 
 A relocation copies a block, a compaction every block that slides, a fork the part of a page that it shares, a retained
 prefix its region, a swap what goes to the host tier and what comes back. In journal order each of them reads what the
@@ -11,7 +11,7 @@ every unit that is free.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ from kvmon.serving import state as at
 __all__ = ["Moves"]
 
 Words = npt.NDArray[np.int64]
-Handler = Callable[..., None]
 _COUNTERS = (at.RELOCATIONS, at.COMPACTIONS, at.COPIED_TOKENS, at.SWAPPED_OUT_TOKENS, at.SWAPPED_IN_TOKENS)
+_WHY = {entries.COPY_FORK: "fork", entries.COPY_PREFIX: "prefix", entries.COPY_SLIDE: "compaction"}
 
 
 class Moves:
@@ -42,8 +42,20 @@ class Moves:
         self._leaving: dict[int, Words] = {}  # units of a request on their way to the host tier
         self._kept: dict[int, int] = {}  # tokens of a request there
         self._returning: dict[int, Words] = {}
-        self._copies: dict[int, int] = {}  # tokens that a request finds in a region
+        self._slid_to = 0  # first unit of the block that slid last
         self._pool = 1
+        self._handlers: dict[int, Callable[..., None]] = {
+            entries.USE_POOL: self._use_pool,
+            entries.ALLOC: self._alloc,
+            entries.ALLOC_RUN: self._alloc_run,
+            entries.COPY: self._copy,
+            entries.RELOCATE: self._relocate,
+            entries.OFFLOAD: self._offload,
+            entries.COMMIT: self._commit,
+            entries.ASSIGN_RUN: self._assign_run,
+            entries.ONBOARD: self._onboard,
+            entries.FREE_RUN: self._free_run,
+        }
         if poison:
             self.poison_free()
 
@@ -53,17 +65,10 @@ class Moves:
         if not self._poison and np.array_equal(counters, self._seen):
             return
         self._seen = counters
-        found = iterate(words)
-        # What a block held when it slid, of a request that lost it to the host tier in the same schedule.
-        self._kept.update((fields[0], fields[1]) for code, fields in found if code == entries.COMMIT)
-        for index, (code, fields) in enumerate(found):
-            handler = _HANDLERS.get(code)
+        for code, fields in iterate(words):
+            handler = self._handlers.get(code)
             if handler is not None:
-                handler(self, *fields)
-            if code == entries.FREE_RUN and self._slides(found, index):
-                self._slide(found[index : index + 2])
-            elif self._poison and code in (entries.ALLOC, entries.ALLOC_RUN) and not self._slides(found, index - 1):
-                self._taken(code, fields)
+                handler(*fields)
 
     def poison_free(self) -> None:
         """Write NaN over every unit that is free now and was not before."""
@@ -83,45 +88,27 @@ class Moves:
     def _first_slot(self, unit: int) -> int:
         return (unit - 1) * self._store.unit_tokens
 
-    @staticmethod
-    def _slides(found: list[tuple[int, list[int]]], index: int) -> bool:
-        """Whether a block is given back at `index` only to be taken again, further down: that is a compaction."""
-        if index < 0 or found[index][0] != entries.FREE_RUN or index + 1 >= len(found):
-            return False
-        code, fields = found[index + 1]
-        return code == entries.ALLOC_RUN and fields[0] == found[index][1][0] and fields[2] == found[index][1][2]
-
-    def _slide(self, pair: list[tuple[int, list[int]]]) -> None:
-        (_, (request, source, _)), (_, (_, target, _)) = pair
-        computed = self._kept.get(request, int(self._scheduler.state.live[request, at.COMPUTED]))
-        self._store.move("compaction", self._first_slot(source), self._first_slot(target), computed)
-
     def _use_pool(self, pool: int) -> None:
         self._pool = pool
+
+    def _copy(self, request: int, source: int, target: int, tokens: int, why: int) -> None:
+        self._store.move(_WHY[why], self._first_slot(source), self._first_slot(target), tokens)
+        if why == entries.COPY_SLIDE:
+            self._slid_to = target
 
     def _relocate(self, request: int, source: int, old: int, target: int, new: int, tokens: int) -> None:
         self._store.move("relocation", self._first_slot(source), self._first_slot(target), tokens)
 
-    def _copy(self, request: int, source: int, target: int, tokens: int) -> None:
-        self._store.move("fork", self._first_slot(source), self._first_slot(target), tokens)
-
-    def _admit(self, request: int, hit_tokens: int, lookup_tokens: int) -> None:
-        if hit_tokens and not self._store.paged:
-            self._copies[request] = hit_tokens
-
-    def _assign_run(self, request: int, start: int, count: int) -> None:
-        """A block that is there: with the prefix of a region, or with what comes back; or a block in the host tier."""
-        if self._pool == 2:
-            units = self._leaving.pop(request)
-            slots = self._slots(units, self._kept.pop(request))
-            self._store.swap_out(slots, self._first_slot(start))
-        elif request in self._copies:
-            region = self._scheduler.region_of(request)
-            tokens = self._copies.pop(request)
-            self._store.move("prefix", self._first_slot(region), self._first_slot(start), tokens)
-
     def _offload(self, request: int, count: int, *units: int) -> None:
         self._leaving[request] = np.array(units, np.int64)
+
+    def _commit(self, request: int, tokens: int) -> None:
+        self._kept[request] = tokens
+
+    def _assign_run(self, request: int, start: int, count: int) -> None:
+        if self._pool == 2:  # a block in the host tier
+            slots = self._slots(self._leaving.pop(request), self._kept.pop(request))
+            self._store.swap_out(slots, self._first_slot(start))
 
     def _onboard(self, request: int, count: int, *units: int) -> None:
         self._returning[request] = np.array(units, np.int64)
@@ -132,11 +119,18 @@ class Moves:
             tokens = int(self._scheduler.state.live[request, at.COMPUTED])
             self._store.swap_in(self._first_slot(start), self._slots(self._returning.pop(request), tokens))
 
-    def _taken(self, code: int, fields: list[int]) -> None:
+    def _alloc(self, request: int, count: int, *units: int) -> None:
+        self._taken(units)
+
+    def _alloc_run(self, request: int, start: int, count: int) -> None:
+        if start != self._slid_to:  # a block that slid is there already
+            self._taken(range(start, start + count))
+        self._slid_to = 0
+
+    def _taken(self, units: Sequence[int]) -> None:
         """Units that were just taken hold nothing: whatever was there before is not theirs to read."""
-        if self._pool == 2 and not self._store.window_token_bytes:
-            return  # the host tier
-        units = range(fields[1], fields[1] + fields[2]) if code == entries.ALLOC_RUN else fields[2:]
+        if not self._poison or (self._pool == 2 and not self._store.window_token_bytes):
+            return  # the second pool is the host tier
         self._poisoned.difference_update((self._pool, unit) for unit in units)
         self._store.poison(np.array(units, np.int64), window=self._pool == 2)
 
@@ -155,15 +149,3 @@ class Moves:
         if state.config[at.WINDOW_OWN]:
             free.append((2, state.window[: state.tally[at.WINDOW_SPARE]].tolist()))
         return free
-
-
-_HANDLERS: dict[int, Handler] = {
-    entries.USE_POOL: Moves._use_pool,
-    entries.RELOCATE: Moves._relocate,
-    entries.COPY: Moves._copy,
-    entries.ADMIT: Moves._admit,
-    entries.ASSIGN_RUN: Moves._assign_run,
-    entries.OFFLOAD: Moves._offload,
-    entries.ONBOARD: Moves._onboard,
-    entries.FREE_RUN: Moves._free_run,
-}

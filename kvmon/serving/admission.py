@@ -7,7 +7,7 @@ is asked about is what must fit by the policy for admission; what is taken is wh
 from __future__ import annotations
 
 from kvmon.allocators import run_pool
-from kvmon.allocators.journal import ADMIT, COPY, ON, put3, put4
+from kvmon.allocators.journal import ADMIT, COPY, COPY_FORK, COPY_PREFIX, ON, put3, put5
 from kvmon.allocators.page_pool import queued_among
 from kvmon.allocators.refusal import FinishReason, Outcome, Reason
 from kvmon.allocators.run_pool import find_run, granted_units
@@ -25,7 +25,7 @@ from kvmon.serving.lifecycle import (
     take_seat,
 )
 from kvmon.serving.paged_memory import admit_pages, chain_length, pages_for
-from kvmon.serving.retention import copy_region, find_region, give_up_regions
+from kvmon.serving.retention import FIRST, copy_region, find_region, give_up_regions
 from kvmon.serving.state import (
     ADMIT_BY,
     AGAIN_HIT_TOKENS,
@@ -56,6 +56,7 @@ from kvmon.serving.state import (
     RUNNING,
     SEAT,
     SPARE,
+    START,
     TOTAL,
     UNIT_TOKENS,
     WAITING_AGAIN,
@@ -242,7 +243,8 @@ def _copy_last_page(serving: Serving, request: int, parent: int, full: int) -> N
     serving.tally[COPIED_TOKENS] += tokens
     if serving.journal.state[ON]:
         here = serving.table[serving.live[request, SEAT], full]
-        put4(serving.journal, COPY, request, serving.table[serving.live[parent, SEAT], full], here, tokens)
+        there = serving.table[serving.live[parent, SEAT], full]
+        put5(serving.journal, COPY, request, there, here, tokens, COPY_FORK)
 
 
 @inner
@@ -289,6 +291,9 @@ def _admit_block(serving: Serving, request: int, place: int, budget: int, prefil
     _write_admission(serving, request, computed if region >= 0 else 0, total if config[RETAINED] and kept == 0 else 0)
     take_seat(serving, request, computed)
     admit_block(serving, request, at, need, asked)
+    if region >= 0 and serving.journal.state[ON]:
+        here = serving.held[serving.live[request, SEAT], START]
+        put5(serving.journal, COPY, request, serving.apart[region, FIRST], here, computed, COPY_PREFIX)
     if kept:
         swap_in(serving, request, True)
     return ADMITTED

@@ -7,7 +7,7 @@ taken.
 
 from __future__ import annotations
 
-from kvmon.allocators.journal import ALLOC_RUN, ASSIGN_RUN, COMPACT, FREE_RUN, ON, put2, put3
+from kvmon.allocators.journal import ALLOC_RUN, ASSIGN_RUN, COMPACT, COPY, COPY_SLIDE, FREE_RUN, ON, put2, put3, put5
 from kvmon.allocators.run_pool import gather_free
 from kvmon.jit import inner
 from kvmon.serving.state import (
@@ -54,6 +54,7 @@ def compact(serving: Serving) -> None:
             moved_units += units
             moved_tokens += serving.live[mover, COMPUTED]
             if journal_on:
+                put5(serving.journal, COPY, mover, following, end, serving.live[mover, COMPUTED], COPY_SLIDE)
                 put3(serving.journal, FREE_RUN, mover, following, units)
                 put3(serving.journal, ALLOC_RUN, mover, end, units)
                 put3(serving.journal, ASSIGN_RUN, mover, end, units)

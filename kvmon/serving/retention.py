@@ -14,7 +14,7 @@ import numpy as np
 
 from kvmon.allocators.journal import CACHE, EVICT, ON, PIN, UNSHARE, put_range
 from kvmon.allocators.run_pool import RUNS, find_run, give_block
-from kvmon.jit import inner, kernel
+from kvmon.jit import inner
 from kvmon.serving.state import (
     COMPUTED,
     COPIED_TOKENS,
@@ -58,7 +58,7 @@ def _identity(serving: Serving, request: int, tokens: int) -> int:
     return int(np.int64(serving.hashes[last]))
 
 
-@kernel
+@inner
 def find_region(serving: Serving, request: int) -> int:
     """The longest region with which the prompt of `request` begins; -1 when there is none."""
     most = _prefix_tokens(serving, request)

@@ -32,7 +32,6 @@ from kvmon.serving.config import SchedulerConfig
 from kvmon.serving.endings import next_transfer
 from kvmon.serving.faults import Faults
 from kvmon.serving.lifecycle import arrive
-from kvmon.serving.retention import FIRST, find_region
 from kvmon.serving.schedule import schedule
 from kvmon.serving.workload import check_page_hashes
 
@@ -305,11 +304,6 @@ class Scheduler:
         allocator = self.allocator if capacity_units is None else self.allocator.resized(capacity_units)
         wanted = bool(self._state.journal.state[ON]) if journal is None else journal
         return Scheduler(allocator, self.config, hash_tokens=self.hash_tokens, journal=wanted, faults=self.faults)
-
-    def region_of(self, request: int) -> int:
-        """First unit of the prefix that stayed behind and that `request` begins with; 0 when there is none."""
-        region = int(find_region(self._state, request))
-        return int(self._state.apart[region, FIRST]) if region >= 0 else 0
 
     def _same_prompt(self, request: int, prompt_tokens: int) -> bool:
         return int(self._state.facts[request, at.PROMPT]) == prompt_tokens

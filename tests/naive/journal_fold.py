@@ -43,7 +43,7 @@ FIXED = {
     31: ("claims", 5),
     32: ("error", 4),
     33: ("lost", 2),
-    34: ("copy", 4),
+    34: ("copy", 5),
 }
 
 
@@ -343,7 +343,6 @@ class JournalFold:
             self.relocating = 0
         elif seen.running:
             assert seen.table == list(range(start, start + n))
-            self.moved.add(request)
         for unit in range(start, start + n):
             assert self.owner.pop(unit) == request
             if unit in seen.table:
@@ -376,13 +375,19 @@ class JournalFold:
         self.moved.clear()
         self.compactions += 1
 
-    def copy(self, request: int, source: int, target: int, tokens: int) -> None:
-        """A page of the fork alone, and one with the same tokens that somebody else still has."""
+    def copy(self, request: int, source: int, target: int, tokens: int, why: int) -> None:
+        """What is copied is there, and where it goes is the request's own, or free for a block that slides."""
         seen = self.requests[request]
-        assert seen.table[seen.computed // self.unit_tokens] == target and self.references[target] == 1
-        assert tokens == seen.computed % self.unit_tokens
-        assert self.references[source] and source not in seen.table
-        assert 0 < tokens < self.unit_tokens
+        if why == 1:
+            assert seen.table[seen.computed // self.unit_tokens] == target and self.references[target] == 1
+            assert 0 < tokens == seen.computed % self.unit_tokens
+            assert self.references[source] and source not in seen.table
+        elif why == 2:
+            assert source in self.regions and seen.table[0] == target and tokens == seen.computed
+        else:
+            assert why == 3 and target < source == seen.table[0] and tokens == seen.computed
+            assert self.owner.get(target, request) == request
+            self.moved.add(request)
 
     # Requests
 
