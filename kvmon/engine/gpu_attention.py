@@ -17,14 +17,14 @@ import torch
 from kvmon.engine.attention import ContiguousAttention
 from kvmon.engine.batch import Batch
 from kvmon.engine.kvstore import KVStore
-from kvmon.engine.paged_kernels import paged_attention
+from kvmon.engine.paged_attention import paged_attention
 
 __all__ = ["BlockAttention", "KernelAttention", "KernelInputs", "consecutive"]
 
 
 @dataclass(frozen=True)
 class KernelInputs:
-    """What the kernel reads of a step, on the GPU; see `paged_kernels` for shapes. `slots` and `tables` by group."""
+    """What the kernel reads of a step, on the GPU; see `paged_attention` for shapes. `slots` and `tables` by group."""
 
     slots: tuple[torch.Tensor, ...]
     tables: tuple[torch.Tensor, ...]

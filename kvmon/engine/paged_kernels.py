@@ -1,232 +1,69 @@
-"""Attention over a paged KV cache on CUDA: Triton kernels that follow the page tables instead of gathering the cache.
+"""Triton kernels of paged attention: what one program does; `paged_attention` chooses and launches them.
 
-Purpose: `paged_attention` is the attention of a whole step, prefills and decodes together, straight from the pool. A
-sequence of one new token reads its context in splits, by programs side by side, and `_merge` joins what they found
-(flash-decoding): a decode is as fast as the memory. A sequence of more new tokens is cut into blocks of queries.
+    single_kernel   one split of the context of a sequence with one new token
+    merge_kernel    the splits of a sequence, joined
+    block_kernel    a block of the new tokens of a sequence with several
 
 Invariants:
 - Nothing is read for a token that no query of the program sees, neither its table entry nor its slot. Entries there are
   garbage, and a freed page may be full of NaN, which a weight of zero does not remove.
 - The running maximum starts at a finite lowest value, so that a block in which a row sees no token adds nothing to it.
   With -inf that would be exp(-inf - -inf), NaN.
-- Nothing here waits for the device, and no count that changes from step to step is compiled in.
 
-It imports triton at once, so only the CUDA path of the engine may import it. Names in capitals are known while
-compiling. With TRITON_INTERPRET=1 in the environment the same kernels run on CPU tensors, which the tests use.
+Names in capitals are known while compiling.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from kvmon.errors import InvariantError
-
-__all__ = ["paged_attention"]
-
-_EVERY_TOKEN = 1 << 30  # a window that no context fills
-# Elements of keys, and as many of values, in one block of tokens. Float32 is multiplied without tensor cores, out of
-# registers, which hold no more.
-_TILE = 8192
-_FLOAT32_TILE = 2048
-_LONG_SPLIT = 2048  # tokens; from here on merging costs nothing, and one long sequence would keep a batch waiting
-_LONG_SPLITS = 16  # of them at most in a batch that fills the device without splits: partial results take memory
-_MOST_SPLITS = 128
-# About twice what an H100 holds at a time, so that the programs that end last leave little of it idle.
-_PROGRAMS_PER_PROCESSOR = 8
-_INTERPRETED_PROCESSORS = 16
+__all__ = ["block_kernel", "merge_kernel", "single_kernel"]
 
 
-class _Step(NamedTuple):
-    """What every kernel needs; the fields are those of `paged_attention`."""
+def _jitted(*varying: str) -> Callable[[Callable[..., Any]], Any]:
+    """`triton.jit` with a type. `varying` arguments differ from step to step: left alone, triton would compile anew
+    where one turns 1 or a multiple of 16."""
 
-    query: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    tables: torch.Tensor
-    lengths: torch.Tensor
-    starts: torch.Tensor
-    result: torch.Tensor
-    scale: float  # of a score in powers of two
-    window: int  # never 0
+    def compiled(function: Callable[..., Any]) -> Any:
+        return triton.jit(function, do_not_specialize=list(varying))
 
-    @property
-    def sequences(self) -> int:
-        return self.lengths.shape[0]
-
-    @property
-    def group(self) -> int:
-        """Query heads that share a head of keys and values."""
-        return self.query.shape[1] // self.keys.shape[1]
-
-    @property
-    def padded_dim(self) -> int:
-        """Elements of a head, padded for the tensor cores."""
-        return _power_of_two(self.query.shape[2])
-
-    def block_tokens(self, rows: int) -> int:
-        """Tokens of the context that a program with this many rows looks at in one turn of its loop."""
-        tile = _FLOAT32_TILE if self.query.dtype == torch.float32 else _TILE
-        return min(max(tile // self.padded_dim, 16), 128 if rows == 16 else 64)
-
-    def warps(self, rows: int) -> int:
-        """Enough that the result of a program, in float32, fits their registers."""
-        return 4 if rows * self.padded_dim <= 8192 else 8
-
-    def strides(self) -> tuple[int, ...]:
-        """Of a token or slot and of a head, in elements: query, keys, values; then of a row of the tables."""
-        inner = (self.query, self.keys, self.values)
-        return (*(stride for tensor in inner for stride in tensor.stride()[:2]), self.tables.stride(0))
+    return compiled
 
 
-def paged_attention(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    tables: torch.Tensor,
-    lengths: torch.Tensor,
-    starts: torch.Tensor,
-    *,
-    unit_tokens: int,
-    scale: float,
-    window: int,
-    longest_query: int,
-    longest_context: int,
-) -> torch.Tensor:
-    """Causal attention of the new tokens of n sequences over their pages: (tokens, heads, head_dim), as `query`.
+@_jitted()
+def _read(
+    keys: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT_TOKENS: tl.constexpr,
+) -> tl.tensor:
+    """Positions of BLOCK tokens from `first` on, with keys and values of those before `end`; zeros for the others.
 
-    query: the new tokens of all sequences one after the other. keys, values: the pool, (slots, kv_heads, head_dim), of
-    query's type; token j of sequence i is in slot (tables[i, j // unit_tokens] - 1) * unit_tokens + j % unit_tokens,
-    as units count from 1. tables: int32 (n, width). lengths: int32 (n), tokens of each sequence, its new ones included.
-    starts: int32 (n + 1); rows starts[i] .. starts[i + 1] - 1 of query are the last positions of sequence i. window:
-    the token at p sees p - window + 1 .. p, with 0 every earlier one. longest_query, longest_context: the most new
-    tokens, and the most tokens, of a sequence. Everything is on the current device, which nothing here looks at.
+    Slots are 64 bits wide because elements of a pool are counted past 2^31.
     """
-    if any(tensor.stride(2) != 1 for tensor in (query, keys, values)):
-        raise InvariantError("the elements of a head must lie side by side: make the last dimension contiguous")
-    result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    powers = scale * math.log2(math.e)
-    step = _Step(query, keys, values, tables, lengths, starts, result, powers, window or _EVERY_TOKEN)
-    if query.shape[0] == 0:
-        return result
-    if longest_query > 1:
-        _attend_blocks(step, unit_tokens, longest_query)
-    # How many of several sequences have one new token, only the device knows.
-    if longest_query == 1 or step.sequences > 1 or query.shape[0] == 1:
-        _attend_singles(step, unit_tokens, longest_context)
-    return result
-
-
-def _attend_singles(step: _Step, unit_tokens: int, longest_context: int) -> None:
-    """Fill the result of each sequence of one new token."""
-    _, heads, head_dim = step.query.shape
-    context = min(longest_context, step.window)
-    rows = max(_power_of_two(step.group), 16)
-    block = step.block_tokens(rows)
-    split_tokens = _split_tokens(step, context, block)
-    splits = -(-context // split_tokens)
-    parts, sums = step.result, step.result  # unused where one program sees the whole context
-    if splits > 1:
-        parts = torch.empty((step.sequences, heads, splits, head_dim), dtype=torch.float32, device=step.query.device)
-        sums = torch.empty((step.sequences, heads, splits), dtype=torch.float32, device=step.query.device)
-    _single_kernel[(step.keys.shape[1], step.sequences, splits)](
-        *step[:7],
-        parts,
-        sums,
-        *step.strides(),
-        step.scale,
-        step.window,
-        split_tokens,
-        splits,
-        GROUP=step.group,
-        ROWS=rows,
-        HEAD_DIM=head_dim,
-        PADDED_DIM=step.padded_dim,
-        BLOCK=block,
-        UNIT_TOKENS=unit_tokens,
-        SPLIT=splits > 1,
-        num_warps=step.warps(rows),
-        num_stages=3,
-    )
-    if splits > 1:
-        _merge_kernel[(heads, step.sequences)](
-            parts,
-            sums,
-            step.lengths,
-            step.starts,
-            step.result,
-            step.window,
-            split_tokens,
-            splits,
-            HEAD_DIM=head_dim,
-            PADDED_DIM=step.padded_dim,
-            AT_ONCE=16,
-            num_warps=2,
-        )
-
-
-def _split_tokens(step: _Step, context: int, block: int) -> int:
-    """Tokens of a split: few enough that all programs fill the device, and a whole number of blocks."""
-    device = step.query.device
-    processors = _INTERPRETED_PROCESSORS
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    unsplit = step.sequences * step.keys.shape[1]
-    wanted = -(-processors * _PROGRAMS_PER_PROCESSOR // unsplit)
-    tokens = min(-(-context // wanted), max(_LONG_SPLIT, -(-context // _LONG_SPLITS)))
-    tokens = max(tokens, 2 * block, -(-context // _MOST_SPLITS))
-    return -(-tokens // block) * block
-
-
-def _attend_blocks(step: _Step, unit_tokens: int, longest_query: int) -> None:
-    """Fill the result of each sequence of several new tokens."""
-    tokens, _, head_dim = step.query.shape
-    rows = _block_rows(step, longest_query)
-    block_queries = rows // step.group
-    # Each sequence has at most one block that is not full; the programs behind the last block end at once.
-    blocks = tokens // block_queries + step.sequences
-    _block_kernel[(blocks, step.keys.shape[1])](
-        *step[:7],
-        *step.strides(),
-        step.scale,
-        step.window,
-        step.sequences,
-        GROUP=step.group,
-        ROWS=rows,
-        QUERIES=block_queries,
-        HEAD_DIM=head_dim,
-        PADDED_DIM=step.padded_dim,
-        BLOCK=step.block_tokens(rows),
-        UNIT_TOKENS=unit_tokens,
-        num_warps=step.warps(rows),
-        num_stages=3,
-    )
-
-
-def _block_rows(step: _Step, longest_query: int) -> int:
-    """Rows of a block of queries, one for a token and a head: of three sizes, so that few kernels are compiled."""
-    largest = 32 if step.query.dtype == torch.float32 else 64 if step.padded_dim > 128 else 128
-    needed = longest_query * step.group
-    rows = next((size for size in (16, 64) if needed <= size < largest), largest)
-    return max(rows, _power_of_two(step.group))
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _slots(table: tl.tensor, positions: tl.tensor, seen: tl.tensor, UNIT_TOKENS: tl.constexpr) -> tl.tensor:
-    """Slots of tokens, 64 bits wide because elements of a pool are counted past 2^31; any number for an unseen one."""
+    positions = first + tl.arange(0, BLOCK)
+    columns = tl.arange(0, PADDED_DIM)[None, :]
+    seen = positions < end
     units = tl.load(table + positions // UNIT_TOKENS, mask=seen, other=1)
-    return (units.to(tl.int64) - 1) * UNIT_TOKENS + positions % UNIT_TOKENS
+    slots = ((units.to(tl.int64) - 1) * UNIT_TOKENS + positions % UNIT_TOKENS)[:, None]
+    read = seen[:, None] & (columns < HEAD_DIM)
+    k = tl.load(keys + slots * key_stride + columns, mask=read, other=0.0)
+    v = tl.load(values + slots * value_stride + columns, mask=read, other=0.0)
+    return positions, k, v
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@_jitted()
 def _fold(
     q: tl.tensor,
     k: tl.tensor,
@@ -246,9 +83,8 @@ def _fold(
     return result, total * shrink + tl.sum(weights, 1), higher
 
 
-# These differ from step to step: left alone, triton would compile anew where one turns 1 or a multiple of 16.
-@triton.jit(do_not_specialize=["table_stride", "window", "split_tokens", "splits"])  # type: ignore[untyped-decorator]
-def _single_kernel(
+@_jitted("table_stride", "window", "split_tokens", "splits")
+def single_kernel(
     query: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
@@ -304,13 +140,10 @@ def _single_kernel(
     total = tl.zeros([ROWS], tl.float32)
     highest = tl.full([ROWS], -1.0e30, tl.float32)
     for first in range(begin, end, BLOCK):
-        positions = first + tl.arange(0, BLOCK)
-        seen = positions < end
-        slots = _slots(table, positions, seen, UNIT_TOKENS)[:, None]
-        read = seen[:, None] & (columns < HEAD_DIM)[None, :]
-        k = tl.load(keys + slots * key_stride + columns[None, :], mask=read, other=0.0)
-        v = tl.load(values + slots * value_stride + columns[None, :], mask=read, other=0.0)
-        result, total, highest = _fold(q, k, v, seen[None, :], scale, result, total, highest)
+        positions, k, v = _read(
+            keys, values, table, first, end, key_stride, value_stride, HEAD_DIM, PADDED_DIM, BLOCK, UNIT_TOKENS
+        )
+        result, total, highest = _fold(q, k, v, (positions < end)[None, :], scale, result, total, highest)
 
     result = result / total[:, None]
     if SPLIT:
@@ -322,8 +155,8 @@ def _single_kernel(
         tl.store(out + places[:, None] * HEAD_DIM + columns[None, :], result.to(out.dtype.element_ty), mask=filled)
 
 
-@triton.jit(do_not_specialize=["window", "split_tokens", "splits"])  # type: ignore[untyped-decorator]
-def _merge_kernel(
+@_jitted("window", "split_tokens", "splits")
+def merge_kernel(
     parts: tl.tensor,
     sums: tl.tensor,
     lengths: tl.tensor,
@@ -364,8 +197,8 @@ def _merge_kernel(
     tl.store(out + elements, (result / total).to(out.dtype.element_ty), mask=columns < HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "sequences"])  # type: ignore[untyped-decorator]
-def _block_kernel(
+@_jitted("table_stride", "window", "sequences")
+def block_kernel(
     query: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
@@ -431,12 +264,9 @@ def _block_kernel(
     total = tl.zeros([ROWS], tl.float32)
     highest = tl.full([ROWS], -1.0e30, tl.float32)
     for first in range(begin, end, BLOCK):
-        positions = first + tl.arange(0, BLOCK)
-        seen = positions < end
-        slots = _slots(table, positions, seen, UNIT_TOKENS)[:, None]
-        read = seen[:, None] & (columns < HEAD_DIM)[None, :]
-        k = tl.load(keys + slots * key_stride + columns[None, :], mask=read, other=0.0)
-        v = tl.load(values + slots * value_stride + columns[None, :], mask=read, other=0.0)
+        positions, k, v = _read(
+            keys, values, table, first, end, key_stride, value_stride, HEAD_DIM, PADDED_DIM, BLOCK, UNIT_TOKENS
+        )
         visible = (positions[None, :] <= at[:, None]) & (positions[None, :] > (at - window)[:, None])
         result, total, highest = _fold(q, k, v, visible, scale, result, total, highest)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 import triton
 
-from kvmon.engine.paged_kernels import paged_attention
+from kvmon.engine.paged_attention import paged_attention
 
 BATCHES = (1, 8, 64, 256)
 CONTEXTS = (512, 4096, 16384)

@@ -25,7 +25,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
-from kvmon.engine.paged_kernels import paged_attention  # noqa: E402 - it imports triton at once
+from kvmon.engine.paged_attention import paged_attention  # noqa: E402 - it imports triton at once
 
 pytestmark = [
     pytest.mark.gpu,
