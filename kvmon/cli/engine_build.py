@@ -43,12 +43,12 @@ def build_engine(
     name: str = "reference",
     eos_tokens: tuple[int, ...] | None = None,
     vocabulary: int | None = None,
-    debug_poison: bool = False,
 ) -> Engine:
     """Build it in the thread that will run it; closing the engine ends its recording.
 
-    `model` None: the tiny random model, with at least `vocabulary` tokens. Raises ConfigError for options that cannot
-    work together, InputError for a model that cannot be used, SystemRefused where the machine has no room.
+    Options that exclude each other are refused before, where they are read. `model` None: the tiny random model of
+    `vocabulary` tokens. Raises ConfigError for options that cannot work together, InputError for a model that cannot be
+    used, SystemRefused where the machine has no room.
     """
     from kvmon.engine import Decoder, Engine, load_weights, random_weights, read_config, tiny_config
     from kvmon.engine.devices import chosen_device
@@ -56,8 +56,11 @@ def build_engine(
     from kvmon.serving.faults import Faults
 
     device = chosen_device(device)
-    config = read_config(model, dtype) if model else tiny_config(max(vocabulary or 0, 320), dtype or "float32")
-    pool = _pool(config, layout, block_size, reserve, placement, prefix_cache)
+    if model is not None:
+        config = read_config(model, dtype)
+    else:
+        config = tiny_config(**_given(vocabulary=vocabulary, dtype=dtype))
+    pool = _pool(layout, block_size, reserve, placement, prefix_cache)
     scheduler = SchedulerConfig(
         token_budget=token_budget,
         max_sequences=max_sequences,
@@ -76,20 +79,19 @@ def build_engine(
         max_model_len=max_model_len,
         eos=eos_tokens,
         seed=seed,
-        poison=debug_poison,
     )
     if directory is not None:
         _record(engine, directory, name, config)
     return engine
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were given; the others have their defaults elsewhere."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _pool(
-    config: ModelConfig,
-    layout: str,
-    block_size: int | None,
-    reserve: str | None,
-    placement: str | None,
-    prefix_cache: bool,
+    layout: str, block_size: int | None, reserve: str | None, placement: str | None, prefix_cache: bool
 ) -> AllocatorConfig:
     """The pool's policy at the smallest size that any has."""
     from kvmon.allocators import ContiguousConfig, PagedConfig
@@ -99,11 +101,7 @@ def _pool(
     if block < 1:
         raise ConfigError(f"a block of {block} tokens is none: choose at least 1")
     if layout == "paged":
-        if reserve is not None or placement is not None:
-            raise ConfigError("pages need no reservation and no placement: those go with --layout contiguous")
         return PagedConfig(1, block, prefix_cache=prefix_cache)
-    if layout != "contiguous":
-        raise ConfigError(f"layout '{layout}' is unknown: choose paged or contiguous")
     policy, chunk = parse_reserve(reserve or f"chunk:{_DEFAULT_CHUNK}")
     units = -(-(chunk or 1) // block)
     return ContiguousConfig(units, block, reserve=policy, chunk_tokens=chunk, placement=placement or "first-fit")
@@ -121,8 +119,6 @@ def _units(
     from kvmon.engine.devices import free_memory
     from kvmon.engine.kvstore import units_in
 
-    if sum(size is not None for size in (tokens, amount, share)) > 1:
-        raise ConfigError("the pool has one size: give tokens, bytes, or a share of the free memory")
     if share is not None:
         if not 0 < share <= 1:
             raise ConfigError(f"{share:g} is no share of the free memory: give more than 0 and at most 1")
@@ -138,8 +134,9 @@ def _units(
 def _record(engine: Engine, directory: Path, name: str, config: ModelConfig) -> None:
     from kvmon import __version__
     from kvmon.adapters.attach import attach
-    from kvmon.engine.device_memory import DeviceSampler, asked_bytes
+    from kvmon.engine.device_memory import DeviceSampler, asked_bytes, bytes_of
 
+    weights = bytes_of(engine.model.weights.tensors(), engine.model.device)
     described: dict[str, Any] = {
         "engine_version": __version__,
         "model": {
@@ -148,7 +145,7 @@ def _record(engine: Engine, directory: Path, name: str, config: ModelConfig) -> 
             "head_dim": config.head_dim,
             "dtype": config.dtype,
         },
-        "weight_bytes": engine.model.weight_bytes,
+        "weight_bytes": weights,
     }
     recording = attach(engine, directory, name, config=described)
     engine.closers.append(recording.close)
@@ -157,7 +154,7 @@ def _record(engine: Engine, directory: Path, name: str, config: ModelConfig) -> 
             recording.probe.device_sample,
             engine.model.device,
             kv_pool=engine.store.bytes,
-            weights=engine.model.weight_bytes,
+            weights=weights,
         )
         # Before the adapter writes the step, so that the sample stands in its frame.
         engine.observers.insert(0, lambda words: sampler.sample())

@@ -10,7 +10,6 @@ class has in transformers; what cannot be computed here is refused by name, neve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from kvmon.engine.rope import Rope, rope_of_config
 from kvmon.errors import ConfigError, InputError
+from kvmon.serving.model_shape import kv_bytes_per_token, read_description
 
 __all__ = ["ARCHITECTURES", "DTYPES", "ModelConfig", "read_config", "tiny_config"]
 
@@ -78,8 +78,8 @@ class ModelConfig:
 
     @property
     def layer_token_bytes(self) -> int:
-        """Bytes of keys and values of one token in one layer: 2 * kv_heads * head_dim * bytes."""
-        return 2 * self.kv_heads * self.head_dim * DTYPES[self.dtype]
+        """Bytes of keys and values of one token in one layer."""
+        return kv_bytes_per_token(1, self.kv_heads, self.head_dim, DTYPES[self.dtype])
 
     @property
     def token_bytes(self) -> int:
@@ -111,17 +111,9 @@ def read_config(directory: Path, dtype: str | None = None) -> ModelConfig:
     Raises InputError where the file is missing, damaged, or describes a model that cannot be computed here.
     """
     path = directory / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}: give a model's own directory") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: give the directory of a model in Hugging Face's format") from error
-    names = found.get("architectures") if isinstance(found, dict) else None
-    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    architecture, found = read_description(path)
     if architecture not in ARCHITECTURES:
-        said = f"is a {architecture}" if architecture else "names no architecture"
-        raise InputError(f"{path} {said}: the reference engine computes {', '.join(ARCHITECTURES)}")
+        raise InputError(f"{path} is a {architecture}: the reference engine computes {', '.join(ARCHITECTURES)}")
     reader = _Reader(path, architecture, found)
     try:
         return reader.config(directory.resolve().name, dtype)

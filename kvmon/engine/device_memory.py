@@ -133,8 +133,8 @@ def read_device(device: int, *, look: bool) -> DeviceMemory:
     Raises RuntimeError where CUDA does not answer.
     """
     properties = torch.cuda.get_device_properties(device)
-    snapshot = torch.cuda.memory_snapshot() if look else None  # type: ignore[no-untyped-call]
-    largest = None if snapshot is None else largest_free_block(snapshot, device)
+    take_snapshot: Callable[[], Sequence[Mapping[str, Any]]] = torch.cuda.memory_snapshot
+    largest = largest_free_block(take_snapshot(), device) if look else None
     driver = torch.cuda.mem_get_info(device)
     uuid = nvml_uuid(str(properties.uuid), properties.name)
     return DeviceMemory.of(uuid, driver, torch.cuda.memory_stats(device), largest)

@@ -79,7 +79,7 @@ class Engine:
         graphs: bool = True,
     ) -> None:
         config = scheduler or SchedulerConfig()
-        _check(allocator, config)
+        _check(allocator, config, max_model_len)
         self.model = model
         named = allocator.prefix_cache if isinstance(allocator, PagedConfig) else allocator.retained_prefixes > 0
         self.hash_tokens = allocator.unit_tokens if named else 0
@@ -87,7 +87,8 @@ class Engine:
         self.scheduler = Scheduler(allocator, config, hash_tokens=self.hash_tokens, journal=True, faults=faults)
         self.clock: Clock = clock or WallClock()
         self.capacity_tokens = allocator.capacity_units * allocator.unit_tokens
-        self.max_model_len = max_model_len or min(model.config.max_positions, self.capacity_tokens)
+        longest = min(model.config.max_positions, self.capacity_tokens)
+        self.max_model_len = longest if max_model_len is None else max_model_len
         self.vocabulary = model.config.vocabulary
         self.observers: list[Observer] = []
         self.closers: list[Callable[[], None]] = []
@@ -279,7 +280,8 @@ class Engine:
     def _decode_graphs(self) -> DecodeGraphs:
         from kvmon.engine.graphs import DecodeGraphs
 
-        return DecodeGraphs(self.model, self.store, self.max_model_len)
+        seats = int(self.scheduler.state.config[at.SEATS])
+        return DecodeGraphs(self.model, self.store, seats, self.max_model_len)
 
     def _take(self, number: int, request: Request, token: int) -> bool:
         """Give a request its next token; whether that ends it."""
@@ -366,7 +368,9 @@ class Engine:
                 observer(words)
 
 
-def _check(allocator: AllocatorConfig, config: SchedulerConfig) -> None:
+def _check(allocator: AllocatorConfig, config: SchedulerConfig, max_model_len: int | None) -> None:
+    if max_model_len is not None and max_model_len < 2:
+        raise ConfigError(f"a sequence of at most {max_model_len} tokens has no answer: choose 2 or more")
     if config.lookahead_tokens:
         raise ConfigError("the engine has no draft model: leave lookahead_tokens at 0")
     if config.host_tokens and isinstance(allocator, PagedConfig) and allocator.window_tokens:

@@ -9,6 +9,8 @@ that stay where they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,15 +26,16 @@ _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class DecodeGraphs:
-    """Graphs for one model over one store; `longest` is the longest sequence that there can be, in tokens."""
+    """Graphs for one model over one store, of at most `sequences` sequences, the longest of `longest` tokens."""
 
-    def __init__(self, model: Decoder, store: KVStore, longest: int) -> None:
+    def __init__(self, model: Decoder, store: KVStore, sequences: int, longest: int) -> None:
         self._model = model
         self._store = store
         self._longest = longest
         self._width = -(-longest // store.unit_tokens)
         self._attention = KernelAttention(store)
-        most, device = _SIZES[-1], model.device
+        most, device = next((size for size in _SIZES if size >= sequences), _SIZES[-1]), model.device
+        self._most = most
         groups = max(group for group, _ in store.place.values()) + 1
         #: tokens, positions, then the slots of each group
         self._rows = torch.zeros((2 + groups, most), dtype=torch.int64, device=device)
@@ -44,7 +47,7 @@ class DecodeGraphs:
 
     def fits(self, batch: Batch) -> bool:
         """Whether the step is one of decodes, and small enough for a graph."""
-        return batch.longest_query == 1 and len(batch.lengths) <= _SIZES[-1]
+        return batch.longest_query == 1 and len(batch.lengths) <= self._most
 
     def logits(self, tokens: npt.NDArray[np.int64], batch: Batch) -> torch.Tensor:
         """The logits of a step that fits: float32 (n, vocabulary), valid until the next step."""
@@ -95,7 +98,8 @@ class DecodeGraphs:
                 longest_context=self._longest,
             )
         )
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        new_stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
+        aside = new_stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):

@@ -11,7 +11,7 @@ Invariant: nothing here depends on which sequence a token belongs to; `attend` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,12 @@ class Weights:
     norm: torch.Tensor
     head: torch.Tensor
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor; a tied head is there twice."""
+        yield from (self.embedding, self.norm, self.head)
+        for layer in self.layers:
+            yield from (value for value in vars(layer).values() if value is not None)
+
 
 class Decoder:
     """Computes; see the module. Weights and configuration belong together, on one device."""
@@ -90,15 +96,6 @@ class Decoder:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the next token, float32 (n, vocabulary)."""
         return F.linear(hidden, self.weights.head).float()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, a tied head counted once."""
-        tensors = [self.weights.embedding, self.weights.norm, self.weights.head]
-        for layer in self.weights.layers:
-            tensors += [value for value in vars(layer).values() if value is not None]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(storages.values())
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_eps)

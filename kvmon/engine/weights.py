@@ -82,8 +82,8 @@ def _tensors(directory: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
             file = stack.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} is no whole safetensors file: {error}") from error
-        for name in file.keys():  # noqa: SIM118 - the file is no mapping
-            yield name, file
+        names = file.keys()  # of something that is no mapping otherwise
+        yield from ((name, file) for name in names)
 
 
 def _files(directory: Path) -> list[Path]:

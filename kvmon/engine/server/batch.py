@@ -11,12 +11,11 @@ from typing import Any
 
 from kvmon.engine import Engine, Output
 from kvmon.engine.server.answer import Answer, answers_to
-from kvmon.engine.server.api_error import ApiError, too_long
+from kvmon.engine.server.api_error import ApiError
 from kvmon.engine.server.fields import parse_json
 from kvmon.engine.server.protocol import Request, parse_chat, parse_completion
 from kvmon.engine.server.responses import Envelope
-from kvmon.engine.server.service import Planned, Service, limits_of
-from kvmon.errors import ConfigError
+from kvmon.engine.server.service import Planned, Service, enter, limits_of
 
 __all__ = ["run_batch"]
 
@@ -71,14 +70,7 @@ def _begin(job: _Job, line: bytes, engine: Engine, service: Service, waiting: di
     job.name = {name: body.pop(name) for name in _NAMES if name in body}
     request = _read(body)
     job.plans = service.plan(request, limits_of(engine))
-    numbers: list[int] = []
-    try:
-        for plan in job.plans:
-            numbers += engine.add(plan.tokens, plan.sampling)
-    except ConfigError as error:
-        for number in numbers:
-            engine.abort(number)
-        raise too_long(str(error), request.prompt_param) from None
+    numbers = enter(engine, job.plans, request.prompt_param)
     job.request, job.answers = request, answers_to(request, job.plans, service.tokenizer)
     job.texts = [[] for _ in job.answers]
     waiting.update((number, (job, answer)) for answer, number in enumerate(numbers))

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvmon.engine import Engine, Output
-from kvmon.engine.server.api_error import ApiError, too_long
-from kvmon.engine.server.service import Limits, Planned, limits_of
-from kvmon.errors import ConfigError
+from kvmon.engine.server.api_error import ApiError
+from kvmon.engine.server.service import Limits, Planned, enter, limits_of
 
 __all__ = ["Bridge", "Ticket"]
 
@@ -176,17 +175,12 @@ class Bridge:
         return True
 
     def _enter(self, engine: Engine, news: _News, ticket: Ticket) -> None:
-        numbers: list[int] = []
         try:
-            for plan in ticket.plans:
-                numbers += engine.add(plan.tokens, plan.sampling)
-        except ConfigError as error:
-            for number in numbers:
-                engine.abort(number)
-            news.refused.append((ticket, too_long(str(error), ticket.param)))
+            ticket.numbers = enter(engine, ticket.plans, ticket.param)
+        except ApiError as refusal:
+            news.refused.append((ticket, refusal))
             return
-        ticket.numbers = numbers
-        self._alive.update(numbers)
+        self._alive.update(ticket.numbers)
         news.accepted.append(ticket)
 
     def _leave(self, engine: Engine, news: _News, ticket: Ticket, answers: Sequence[int]) -> None:

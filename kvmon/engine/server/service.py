@@ -16,7 +16,7 @@ from kvmon.engine.server.protocol import Prompt, Request
 from kvmon.engine.tokenizer import Tokenizer
 from kvmon.errors import ConfigError
 
-__all__ = ["Limits", "Planned", "Service", "limits_of"]
+__all__ = ["Limits", "Planned", "Service", "enter", "limits_of"]
 
 _LEAST_TOP_P = 1e-9  # OpenAI takes 0 for the most likely token alone; the engine wants a share
 _COMPLETION_TOKENS = 16  # OpenAI's, where a completion does not say
@@ -43,6 +43,22 @@ class Planned:
     tokens: tuple[int, ...]
     sampling: Sampling
     echo: str
+
+
+def enter(engine: Engine, plans: Sequence[Planned], param: str) -> list[int]:
+    """Hand all prompts of a request to the engine, or none of them; the engine's numbers of the answers.
+
+    Raises ApiError for one that can never fit; `param` names the parameter with the prompt.
+    """
+    numbers: list[int] = []
+    try:
+        for plan in plans:
+            numbers += engine.add(plan.tokens, plan.sampling)
+    except ConfigError as error:
+        for number in numbers:
+            engine.abort(number)
+        raise too_long(str(error), param) from None
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,17 @@ caches have formulas of their own, and a wrong number of bytes would make every 
 
 from __future__ import annotations
 
-from kvmon.serving.model_shape.config_json import shape_of_config
+from kvmon.serving.model_shape.config_json import read_description, shape_of_config
 from kvmon.serving.model_shape.known import KNOWN_MODELS
 from kvmon.serving.model_shape.parsing import model_shape, parse_model_shape
 from kvmon.serving.model_shape.shape import ModelShape, kv_bytes_per_token
 
-__all__ = ["KNOWN_MODELS", "ModelShape", "kv_bytes_per_token", "model_shape", "parse_model_shape", "shape_of_config"]
+__all__ = [
+    "KNOWN_MODELS",
+    "ModelShape",
+    "kv_bytes_per_token",
+    "model_shape",
+    "parse_model_shape",
+    "read_description",
+    "shape_of_config",
+]

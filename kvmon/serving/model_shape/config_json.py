@@ -17,7 +17,7 @@ from typing import Any
 from kvmon.errors import InputError
 from kvmon.serving.model_shape.shape import ModelShape, latent, standard
 
-__all__ = ["ARCHITECTURES", "shape_of_config"]
+__all__ = ["ARCHITECTURES", "read_description", "shape_of_config"]
 
 #: Architectures that are understood.
 ARCHITECTURES = (
@@ -41,6 +41,21 @@ def shape_of_config(path: Path) -> ModelShape:
 
     Raises InputError where the file cannot be read, is no such description, or describes a model without a formula.
     """
+    architecture, config = read_description(path)
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{path}: the cache of {architecture} has no formula here: give LAYERS,KV_HEADS,HEAD_DIM,BYTES of the "
+            f"layers that keep keys and values; understood are {', '.join(ARCHITECTURES)}"
+        )
+    text = config.get("text_config", config)
+    return _Config(path, architecture, text if isinstance(text, dict) else {}, config).shape()
+
+
+def read_description(path: Path) -> tuple[str, dict[str, Any]]:
+    """The architecture that a `config.json` names, and all of its fields.
+
+    Raises InputError where the file cannot be read or is no such description.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,14 +65,7 @@ def shape_of_config(path: Path) -> ModelShape:
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise InputError(f"{path} names no architecture: give the config.json of a model")
-    architecture = names[0]
-    if architecture not in ARCHITECTURES:
-        raise InputError(
-            f"{path}: the cache of {architecture} has no formula here: give LAYERS,KV_HEADS,HEAD_DIM,BYTES of the "
-            f"layers that keep keys and values; understood are {', '.join(ARCHITECTURES)}"
-        )
-    text = config.get("text_config", config)
-    return _Config(path, architecture, text if isinstance(text, dict) else {}, config).shape()
+    return names[0], config
 
 
 class _Config:

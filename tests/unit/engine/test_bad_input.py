@@ -127,26 +127,57 @@ def test_files_that_are_missing_or_damaged_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "code", "says"),
     [
-        ({"capacity_tokens": 8}, ConfigError, "a pool of 8 tokens holds no block of 16"),
-        ({"capacity_bytes": 100}, ConfigError, "hold no block of 16 tokens"),
-        ({"capacity_tokens": 64, "memory_share": 0.1}, ConfigError, "the pool has one size"),
-        ({"memory_share": 1.5}, ConfigError, "is no share of the free memory"),
-        ({"capacity_bytes": 2**44}, SystemRefused, "choose a smaller one"),
-        ({"block_size": 0}, ConfigError, "a block of 0 tokens"),
-        ({"layout": "heap"}, ConfigError, "choose paged or contiguous"),
-        ({"reserve": "max"}, ConfigError, "those go with --layout contiguous"),
-        ({"layout": "contiguous", "reserve": "half"}, ConfigError, "no reservation policy"),
+        ("--capacity-tokens 8", 2, "a pool of 8 tokens holds no block of 16"),
+        ("--capacity-bytes 100", 2, "hold no block of 16 tokens"),
+        ("--capacity-tokens 64 --memory-share 0.1", 2, "the pool has one size"),
+        ("--memory-share 1.5", 2, "is no share of the free memory"),
+        ("--memory-share nan", 2, "is no share of the free memory"),
+        ("--capacity-bytes 16TiB", 4, "choose a smaller one"),
+        ("--block-size 0", 2, "a block of 0 tokens"),
+        ("--layout heap", 2, "choose paged or contiguous"),
+        ("--reserve max", 2, "--reserve belongs to contiguous"),
+        ("--layout contiguous --reserve half", 2, "no reservation policy"),
+        ("--layout contiguous --no-prefix-cache", 2, "--no-prefix-cache belongs to paged"),
+        ("--max-model-len 0", 2, "a sequence of at most 0 tokens"),
+        ("--max-model-len -1", 2, "a sequence of at most -1 tokens"),
+        ("--preemption swap", 2, "swapping needs a host tier"),
+        ("--dtype int8", 2, "type 'int8' is unknown"),
+        ("--model absent", 3, "absent is no directory"),
     ],
 )
-def test_pools_that_cannot_be_built_are_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
-    """Sizes and options that contradict each other, or the machine."""
-    with pytest.raises(error, match=says):
-        build_engine(device="cpu", **options)
+def test_options_that_cannot_be_are_one_line(
+    options: str, code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes and options that contradict each other, the model, or the machine."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    assert kvmon(["engine", "run", str(tmp_path / "in.jsonl"), "--device", "cpu", *options.split()]) == code
+    said = capsys.readouterr()
+    assert says in said.err and said.err.count("\n") == 1 and not said.out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"capacity_tokens": 100}, 96),
+        ({"capacity_bytes": 100 << 10}, 96),
+        ({"capacity_bytes": 100 << 10, "dtype": "bfloat16", "block_size": 8}, 200),
+        ({}, 16_384),
+    ],
+)
+def test_a_pool_is_as_large_as_it_was_asked_for(options: dict[str, Any], tokens: int) -> None:
+    """In tokens or bytes, in whole blocks; 1 KiB a token of the tiny model in float32."""
+    assert build_engine(device="cpu", **options).capacity_tokens == tokens
+
+
+def test_a_pool_can_be_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of what is free, in whole blocks."""
+    monkeypatch.setattr("kvmon.engine.devices.free_memory", lambda device: 10_000 << 10)
+    assert build_engine(device="cpu", memory_share=0.25).capacity_tokens == 2496
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a GPU that is not there")
 def test_a_gpu_that_is_not_there_is_not_replaced() -> None:
     """Asked for by name it is an error."""
     with pytest.raises(ConfigError, match="no CUDA device here: choose --device cpu"):

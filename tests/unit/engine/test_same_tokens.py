@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmon.allocators import AllocatorConfig, ContiguousConfig, PagedConfig
-from kvmon.engine import Decoder, Engine, Sampling
+from kvmon.engine import Engine, Sampling, random_weights, tiny_config
+from kvmon.engine.device_memory import bytes_of
 from kvmon.errors import ConfigError
 from kvmon.serving import SchedulerConfig
 from kvmon.serving import state as at
@@ -334,8 +336,11 @@ def test_a_pool_larger_than_the_memory_is_refused() -> None:
         Engine(tiny(), PagedConfig(2**26, 16))
 
 
-def test_the_model_of_a_decoder_is_its_own() -> None:
-    """Every weight is counted, and once."""
-    model = tiny()
-    assert isinstance(model, Decoder)
-    assert model.weight_bytes == 4 * (2 * 320 * 64 + 64 + 2 * (64 * 2 + 256 * 64 + 64 * 128 + 3 * 64 * 128))
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_weight_is_counted_once(tied: bool) -> None:
+    """A head that is the embedding, too, takes no memory of its own."""
+    config = replace(tiny_config(VOCABULARY), tied=tied)
+    weights = random_weights(config, 0)
+    layers = 2 * (64 * 2 + 256 * 64 + 64 * 128 + 3 * 64 * 128)
+    ends = (1 if tied else 2) * VOCABULARY * 64 + 64
+    assert bytes_of(weights.tensors(), weights.embedding.device) == 4 * (layers + ends)

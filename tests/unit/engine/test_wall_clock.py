@@ -24,13 +24,13 @@ BASE = 7_000_000_000  # when the engine's time begins on the recording's clock
 
 
 def traffic(seed: int) -> Workload:
-    """Sixty requests in about a second, of which some hang up: more than the pools below can hold at once."""
+    """Sixty requests at once, of which some hang up: more than the pools below hold, however fast the machine is."""
     return generate(
         Traffic(
             60,
             seed=seed,
             lengths="uniform:20-300/uniform:20-90",
-            arrivals=OpenLoop(60.0),
+            arrivals=OpenLoop(2000.0),
             prefixes=SharedPrefixes(3, 100),
             patience=Patience(0.3, 0.6),
         )
