@@ -194,7 +194,7 @@ class Engine:
         """End a request and free its memory now; False when it has ended already."""
         if request not in self._requests:
             return False
-        self._tell_time()
+        self.scheduler.tell_time(self.clock.now())
         if not self.scheduler.abort(request):
             return False
         words = self.scheduler.drain()
@@ -222,7 +222,8 @@ class Engine:
 
     def _step(self) -> None:
         scheduler = self.scheduler
-        start = self._tell_time()
+        start = self.clock.now()
+        scheduler.tell_time(start)
         plan = scheduler.schedule()
         planned = scheduler.drain()
         self._ended(planned)
@@ -237,12 +238,6 @@ class Engine:
         self._moves.poison_free()
         self._observe(planned)
         self._observe(committed)
-
-    def _tell_time(self) -> int:
-        """The time now. The scheduler knows it from the last step, and a transfer may have ended since."""
-        now, tally = self.clock.now(), self.scheduler.state.tally
-        tally[at.NOW] = max(int(tally[at.NOW]), now)
-        return now
 
     @torch.inference_mode()
     def _compute(self, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -335,7 +330,6 @@ class Engine:
         """Why the request that was just added was turned away; None when it was not."""
         if not self.scheduler.state.tally[at.ENDED]:
             return None
-        self.scheduler.state.tally[at.ENDED] = 0
         fails = [fields for code, fields in iterate(words) if code == FAIL]
         return self._short_of(fails[-1]) if fails else "the prompt leaves no room for a token: shorten it"
 

@@ -199,11 +199,17 @@ class Scheduler:
             level,
         )
         state.facts[request, at.FORK_OF] = fork_of
-        state.tally[at.NOW] = max(int(state.tally[at.NOW]), arrival_ns)
+        self.tell_time(arrival_ns)
         state.tally[at.ENDED] = 0
         self._make_room(32)
         arrive(self._state, request)
         return request
+
+    def tell_time(self, now_ns: int) -> None:
+        """What time it is, where that is later than the last step: a transfer that is over by then ends with the next
+        schedule."""
+        tally = self._state.tally
+        tally[at.NOW] = max(int(tally[at.NOW]), now_ns)
 
     def name_more(self, request: int, identities: Sequence[int]) -> None:
         """Name the next full steps of what `request` has, prompt and output, so that later requests can hit them.
