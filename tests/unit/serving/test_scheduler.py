@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvmon.allocators import ContiguousConfig, PagedConfig
-from kvmon.allocators.journal import ENTRY_NAMES, iterate
+from kvmon.allocators.journal import COPY_FORK, ENTRY_NAMES, iterate
 from kvmon.errors import ConfigError
 from kvmon.serving import Scheduler, SchedulerConfig
 from kvmon.serving import state as at
@@ -367,7 +367,7 @@ def test_a_fork_begins_with_its_parents_pages_and_copies_the_last() -> None:
         assert (plan.computed.tolist(), plan.tokens.tolist()) == ([10, 9], [1, 1])
         ours, its = (scheduler.state.table[seat, :3].tolist() for seat in plan.seats)
         assert ours[:2] == its[:2] and ours[2] != its[2]
-        assert ("copy", [fork, ours[2], its[2], 1]) in entries(scheduler)
+        assert ("copy", [fork, ours[2], its[2], 1, COPY_FORK]) in entries(scheduler)
         scheduler.commit(1, 1)
         run(scheduler)
         assert scheduler.state.tally[at.COPIED_TOKENS] == 1
