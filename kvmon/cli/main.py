@@ -7,6 +7,9 @@ a verb does.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import sys
 import traceback
@@ -139,8 +142,7 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
-        # The interpreter flushes stdout once more as it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 141
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "kvmon"
@@ -150,6 +152,7 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
     except KvmonError as error:
         return _fail(str(error), error.exit_code, debug)
     except OSError as error:
+        _give_up_output()
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"the machine refused{where}: {error.strerror or error}: check permissions and disk", 4, debug)
     except MemoryError as error:
@@ -159,6 +162,18 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
         hint = "" if debug else "; set KVMON_DEBUG=1 for the traceback"
         return _fail(f"internal error: {type(error).__name__}: {error}{hint}", 70, debug)
     return 0
+
+
+def _give_up_output() -> None:
+    """Let go of what standard output would not take.
+
+    The interpreter flushes it once more as it ends, would complain, and change the exit code.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -171,11 +186,24 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
+class _Closed(io.TextIOBase):
+    """Standard output that the caller closed: an answer that is written there is lost, and that is an error."""
+
+    def write(self, text: str, /) -> int:
+        raise OSError(errno.EBADF, "standard output is closed")
+
+
 def entry_point() -> None:
     """The console script: shell completion, then `run` with the process's arguments and environment."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller closed it: what would be written there is not wanted
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:  # the caller closed it: what would be written there is not wanted
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    elif isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        # PYTHONUNBUFFERED: a raw stream drops what its reader or a full disk did not take, and says nothing.
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding, sys.stdout.errors, line_buffering=True
+        )
     instruction = os.environ.get("_KVMON_COMPLETE")
     if instruction:
         from click.shell_completion import shell_complete

@@ -156,9 +156,10 @@ def test_what_the_machine_refuses_is_one_line(outcome: list[BaseException], caps
 
 
 def test_closed_output_is_no_bug() -> None:
-    """A caller that closed stdout or stderr gets the exit code all the same."""
+    """An answer that is written to a closed stdout is lost, which is an error; a closed stderr changes nothing."""
     command = f'"{sys.executable}" -m kvmon'
-    assert subprocess.run(["sh", "-c", f"{command} metrics >&-"], capture_output=True).returncode == 0
+    done = subprocess.run(["sh", "-c", f"{command} metrics >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1) and "standard output is closed" in done.stderr
     assert subprocess.run(["sh", "-c", f"{command} verify nowhere 2>&-"], capture_output=True).returncode == 3
 
 
