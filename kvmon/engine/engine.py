@@ -102,11 +102,13 @@ class Engine:
         self._moves = Moves(self.store, self.scheduler, poison=poison)
         self._requests: dict[int, Request] = {}
         self._outputs: list[Output] = []
+        self._unstepped = False  # somebody came or went since the last step
 
     @property
     def has_work(self) -> bool:
-        """Whether anybody runs or waits, or an output was not fetched yet."""
-        return self.scheduler.has_work or bool(self._outputs)
+        """Whether a step has anything to do: somebody runs or waits, an output was not fetched yet, or nobody is left
+        and no step has said so."""
+        return self.scheduler.has_work or bool(self._outputs) or self._unstepped
 
     @property
     def running(self) -> int:
@@ -166,6 +168,7 @@ class Engine:
             self._requests[number] = request
             words = self.scheduler.drain()
             refusal = self._refusal(words)
+            self._unstepped = True
             self._observe(words)
             if refusal is not None:
                 del self._requests[number]
@@ -184,8 +187,8 @@ class Engine:
         return self.store.window_token_bytes
 
     def step(self) -> list[Output]:
-        """One step; what it brought. Without work it returns what is left to say and computes nothing."""
-        if self.scheduler.has_work:
+        """One step; what it brought. When the last one hung up it is an empty one, so that whoever watches sees it."""
+        if self.scheduler.has_work or self._unstepped:
             self._step()
         outputs, self._outputs = self._outputs, []
         return outputs
@@ -200,6 +203,7 @@ class Engine:
         words = self.scheduler.drain()
         self._ended(words)
         self._moves.poison_free()
+        self._unstepped = True
         self._observe(words)
         return True
 
@@ -236,6 +240,7 @@ class Engine:
         committed = scheduler.drain()
         self._ended(committed)
         self._moves.poison_free()
+        self._unstepped = False
         self._observe(planned)
         self._observe(committed)
 

@@ -238,6 +238,9 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
             # Who still wanted to hang up has ended.
             if arrival == _NEVER and clock[DUE] == clock[HANG_UPS]:
                 return FINISHED
+            if clock[NEXT_STEP] < given:
+                clock[NEXT_STEP] += 1  # an engine's empty step, after the last one hung up
+                continue
             clock[NOW] = coming
             continue
         if journal.state[ON] and journal.state[USED] + room_for_step(serving) > journal.words.size:

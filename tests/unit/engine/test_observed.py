@@ -12,6 +12,7 @@ import torch
 from kvmon.adapters.attach import attach
 from kvmon.adapters.reference import ReferenceAudit
 from kvmon.allocators import PagedConfig
+from kvmon.engine import Sampling
 from kvmon.engine.batch import Batch
 from kvmon.engine.drive import Driver, build_driver
 from kvmon.engine.engine import Engine
@@ -22,6 +23,7 @@ from kvmon.serving.scenarios import find
 from kvmon.serving.scenarios.lessons import LESSONS
 from kvmon.state import StreamState
 from kvmon.state.requests import computed_tokens
+from tests.unit.engine.models import tiny
 
 NAMES = [name for lesson in LESSONS for name in (lesson.name, lesson.twin().name)]
 REQUESTS = 14
@@ -103,3 +105,22 @@ def test_the_fold_is_the_allocator_and_what_the_model_read(name: str, tmp_path: 
     observed.recording.close()
     assert observed.compared > 10
     assert not observed.fold.faults()
+
+
+def test_when_the_last_one_hangs_up_the_recording_says_so(tmp_path: Path) -> None:
+    """An engine that has nothing left takes one more step, an empty one: nobody runs, and all memory is back."""
+    engine = Engine(tiny(), PagedConfig(40, 4, prefix_cache=False))
+    recording = attach(engine, tmp_path)
+    numbers = engine.add([1] * 30, Sampling(100, ignore_eos=True, n=3))
+    for _ in range(4):
+        engine.step()
+    for number in numbers:
+        engine.abort(number)
+    while engine.has_work:
+        engine.step()
+    fold, reader = StreamState(verify=True), StreamReader(find_streams(tmp_path)[0])
+    while piece := reader.poll():
+        fold.apply(np.frombuffer(piece.data, np.uint32))
+    assert fold.last_step is not None and (fold.last_step.running, fold.last_step.waiting) == (0, 0)
+    assert fold.pools[1].units["free"] == 40 and not fold.requests.id.any()
+    recording.close()

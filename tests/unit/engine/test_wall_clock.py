@@ -87,3 +87,15 @@ def test_a_run_ends_with_the_steps_that_were_recorded() -> None:
         setup.workload, setup.allocator, setup.scheduler, recorded=RecordedSteps(start, np.full(len(start), 10_000_000))
     )
     assert half.steps == whole.steps // 2 and half.unfinished > 0 and half.step_limit_reached
+
+
+def test_an_empty_step_of_an_engine_is_passed_over() -> None:
+    """After the last one hung up an engine takes a step in which nobody is; the next arrival has the one behind it."""
+    work = replace(traffic(5).first(2), abort_ns=np.zeros(0, np.int64), arrival_ns=np.array([0, 1_000_000_000]))
+    setup = replace(POOLS["pages"], workload=work)
+    plain = simulate(work, setup.allocator, setup.scheduler)
+    start = np.concatenate((np.arange(100), [500], 1000 + np.arange(300))) * 1_000_000
+    result = simulate(
+        work, setup.allocator, setup.scheduler, recorded=RecordedSteps(start, np.full(len(start), 1_000_000))
+    )
+    assert result.completed == plain.completed == 2
