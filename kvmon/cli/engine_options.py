@@ -6,6 +6,7 @@ Invariant: an option of the other layout is refused by name, and the pool has on
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ import click
 from kvmon.errors import ConfigError, SystemRefused
 from kvmon.units import parse_size
 
-__all__ = ["SECTIONS", "build_options", "engine_options"]
+__all__ = ["BUILDING", "SECTIONS", "build_options", "engine_options"]
 
+BUILDING = "kvmon: building the engine ..."
+"""Said while that takes long."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TEXTS = ("model", "dtype", "reserve", "placement", "directory")
 _SIZES = ("capacity_tokens", "capacity_bytes", "memory_share")
 _PAGED, _CONTIGUOUS = ("no_prefix_cache",), ("reserve", "placement")
 
@@ -45,7 +51,7 @@ SECTIONS = {
 _OPTIONS = (
     click.option(
         "--model",
-        type=click.Path(path_type=Path, readable=False),
+        metavar="DIR",
         help="A model directory of Hugging Face's layout.  [default: a small one with random weights]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Random weights, and answers that bring none."),
@@ -78,7 +84,7 @@ _OPTIONS = (
         "--admit-by",
         default="prompt",
         show_default=True,
-        help="What must fit at admission: the first chunk, the prompt, or the full length.",
+        help="What must fit at admission: chunk (the first tokens), prompt, or full (all it may become).",
     ),
     click.option(
         "--preemption",
@@ -90,7 +96,7 @@ _OPTIONS = (
     click.option(
         "--dir",
         "directory",
-        type=click.Path(path_type=Path, readable=False),
+        metavar="DIR",
         help="Record into this directory; made if need be.  [env: KVMON_DIR; default: no recording]",
     ),
     click.option("--name", default="reference", show_default=True, help="The engine's name in the recording."),
@@ -107,6 +113,13 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 def build_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `build_engine` from the options, without `threads`. Raises ConfigError."""
     options = {name: value for name, value in given.items() if name not in ("threads", "no_prefix_cache")}
+    for name in _TEXTS:
+        if options[name] == "":
+            raise ConfigError(f"--{'dir' if name == 'directory' else name} is empty: give a value or leave it out")
+    if not _NAME.fullmatch(options["name"]):
+        raise ConfigError("--name is for files and labels: give up to 63 letters, digits, '.', '_' or '-'")
+    if (options["preemption"] == "swap") != bool(options["host_tokens"]):
+        raise ConfigError("--preemption swap and --host-tokens go together: give both or neither")
     layout = options["layout"]
     if layout not in ("paged", "contiguous"):
         raise ConfigError(f"'{layout}' is no layout: choose paged or contiguous")
@@ -127,8 +140,9 @@ def build_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if options["capacity_bytes"] is not None:
         options["capacity_bytes"] = parse_size(options["capacity_bytes"])
     options["prefix_cache"] = layout == "paged" and not given["no_prefix_cache"]
-    if options["directory"] is None and os.environ.get("KVMON_DIR"):
-        options["directory"] = Path(os.environ["KVMON_DIR"])
+    options["model"] = Path(options["model"]) if options["model"] else None
+    directory = options["directory"] or os.environ.get("KVMON_DIR")
+    options["directory"] = Path(directory) if directory else None
     if options["directory"] is not None:
         _make(options["directory"])
     return options

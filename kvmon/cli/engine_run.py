@@ -5,16 +5,15 @@ Wiring only: lines in, lines out. Nothing heavy is imported before the verb runs
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kvmon.cli.engine_options import SECTIONS, build_options, engine_options
+from kvmon.cli.engine_options import BUILDING, SECTIONS, build_options, engine_options
 from kvmon.cli.output_file import not_the_input, output_option
 from kvmon.cli.sections import SectionedCommand
 from kvmon.errors import ConfigError, InputError
@@ -30,8 +29,8 @@ __all__ = ["command"]
 def command(source: Path, output: Path | None, force: bool, **engine: Any) -> None:
     """Answer the requests of INPUT, a JSON object a line: the body of a completion, or of a chat where it has messages.
 
-    INPUT - is standard input. Every line gets a line, in the same order, with its custom_id or id where it has one; a
-    request that cannot be answered gets an error object in its place, and the exit code is 1.
+    INPUT - is standard input. Every line that is not blank gets a line, in the same order, with its custom_id or id
+    where it has one; a request that cannot be answered gets an error object in its place, and the exit code is 1.
     """
     if force and output is None:
         raise ConfigError("--force replaces a file: it goes with -o")
@@ -40,6 +39,9 @@ def command(source: Path, output: Path | None, force: bool, **engine: Any) -> No
     lines = _lines(source)
 
     from kvmon.cli.engine_build import build_engine
+    from kvmon.cli.live import signals_interrupt
+    from kvmon.cli.patience import patience
+    from kvmon.engine.server.api_error import to_json
     from kvmon.engine.server.assembly import engine_builder, load_service
     from kvmon.engine.server.batch import run_batch
     from kvmon.files import NewFile
@@ -48,12 +50,13 @@ def command(source: Path, output: Path | None, force: bool, **engine: Any) -> No
     # Opened before the work, so that a name that is taken costs nothing but a message.
     file = None if output is None else NewFile(output, "the answers", force=force)
     try:
-        with (
-            closing(engine_builder(build_engine, service, options, engine["threads"])()) as built,
-            _progress(len(lines)) as advance,
-        ):
+        with signals_interrupt(), ExitStack() as stack:
+            build = engine_builder(build_engine, service, options, engine["threads"])
+            with patience(BUILDING):
+                built = stack.enter_context(closing(build()))
+            advance = stack.enter_context(_progress(len(lines)))
             results = run_batch(built, service, lines, advance)
-        text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results).encode()
+        text = b"".join(to_json(result) + b"\n" for result in results)
         if file is None:
             click.echo(text, nl=False)
         else:
@@ -70,6 +73,8 @@ def command(source: Path, output: Path | None, force: bool, **engine: Any) -> No
 
 def _lines(source: Path) -> list[bytes]:
     """The lines that are not blank."""
+    if str(source) == "-" and sys.stdin is None:
+        raise InputError("standard input is closed: give a file with a JSON object a line")
     try:
         content = sys.stdin.buffer.read() if str(source) == "-" else source.read_bytes()
     except OSError as error:

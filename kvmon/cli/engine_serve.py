@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kvmon.cli.engine_options import SECTIONS, build_options, engine_options
+from kvmon.cli.engine_options import BUILDING, SECTIONS, build_options, engine_options
 from kvmon.cli.sections import SectionedCommand
 from kvmon.errors import ConfigError
 
@@ -44,12 +44,15 @@ def command(host: str, port: int, overload: str, max_waiting: int | None, **engi
     Without --model, a small model with random weights: its text means nothing, its memory behaves as any other's. Ends
     with SIGTERM or SIGINT.
     """
+    if not host.strip():
+        raise ConfigError("--host is empty: give an address of this machine, 0.0.0.0 or :: for all of them")
     most = _most_waiting(overload, max_waiting)
     options = build_options(engine)
 
     import logging
 
     from kvmon.cli.engine_build import build_engine
+    from kvmon.cli.patience import patience
     from kvmon.engine.server.app import create_app
     from kvmon.engine.server.assembly import engine_builder, load_service
     from kvmon.engine.server.bridge import Bridge
@@ -57,12 +60,15 @@ def command(host: str, port: int, overload: str, max_waiting: int | None, **engi
 
     service = load_service(options["model"])
     logging.basicConfig(level=logging.WARNING, format="kvmon: %(message)s")
+    # What goes wrong in a request is logged by the application, in a line; uvicorn adds tracebacks and its own words.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     bridge = Bridge(engine_builder(build_engine, service, options, engine["threads"]), failed=lambda: server.stop())
     server = HttpServer(
         create_app(service, bridge, max_waiting=most),
         ServerConfig((Address(host, port),), stop_timeout=_STOP_SECONDS, max_connections=_MOST_CONNECTIONS),
     )
-    bridge.start()
+    with patience(BUILDING):
+        bridge.start()
     try:
         for address in server.addresses:
             click.echo(f"kvmon: serving {service.model} at http://{address}/v1", err=True)

@@ -26,6 +26,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Mi
 #: Types of weights and of keys and values, with the bytes of an element.
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MOST = 2**24
+_MOST_LAYERS = 1024
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ class _Reader:
         heads = self._whole("num_attention_heads")
         hidden = self._whole("hidden_size")
         layers = self._whole("num_hidden_layers")
+        if layers > _MOST_LAYERS:
+            raise InputError(f"{self._path}: {layers} layers are no model's: {_MOST_LAYERS} at most are computed here")
         head_dim = self._whole("head_dim") if "head_dim" in self._fields else hidden // heads
         biased = bool(self._fields.get("attention_bias", False))
         qwen2 = self._kind == "Qwen2ForCausalLM"

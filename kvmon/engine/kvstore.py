@@ -72,13 +72,13 @@ class KVStore:
         self.window_token_bytes = len(sliding) * model.layer_token_bytes if own else 0
         window_slots = own * self.unit_tokens
         needed = slots * self.token_bytes + window_slots * self.window_token_bytes
-        self._check_room(needed, device)
+        self._check_room("the pool", needed, device)
         # On a GPU a unit behind the pool takes what rows of a CUDA graph write that are nobody's.
         behind = self.unit_tokens if device.startswith("cuda") else 0
         self.data = self._empty(tensors, slots + behind, device)
         self.window = self._empty(len(sliding), window_slots + behind, device) if own else self.data
         host_slots = host_tokens // self.unit_tokens * self.unit_tokens
-        self._check_room(host_slots * self.token_bytes, "cpu")
+        self._check_room("the host tier", host_slots * self.token_bytes, "cpu")
         self.host = self._empty(tensors, host_slots, "cpu")
         self.bytes = needed
 
@@ -149,9 +149,10 @@ class KVStore:
             size = format_bytes(tensors * slots * self.model.layer_token_bytes)
             raise SystemRefused(f"{device} has no room for a pool of {size}: choose a smaller one") from error
 
-    def _check_room(self, needed: int, device: str) -> None:
+    @staticmethod
+    def _check_room(what: str, needed: int, device: str) -> None:
         if needed and needed > (free := free_memory(device)):
             where = "the GPU" if device.startswith("cuda") else "this machine"
             raise SystemRefused(
-                f"the pool takes {format_bytes(needed)} and {where} has {format_bytes(free)} free: choose a smaller one"
+                f"{what} takes {format_bytes(needed)} and {where} has {format_bytes(free)} free: choose a smaller one"
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvmon.errors import ConfigError
+from kvmon.errors import ConfigError, InputError
 
 __all__ = ["Sampling", "choose", "generator_of"]
 
@@ -71,7 +71,11 @@ def choose(logits: torch.Tensor, wanted: Sequence[Sampling], generators: Sequenc
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    chances = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+    # The difference first: however small the temperature, the most likely token has 0 and no other a larger number.
+    scores = logits.double()
+    chances = torch.softmax((scores - scores.max()) / sampling.temperature, dim=-1)
+    if not torch.isfinite(chances).all():
+        raise InputError("the model's scores are no numbers: its weights are damaged, or need --dtype float32")
     if sampling.top_p < 1.0:
         ordered, order = chances.sort(descending=True, stable=True)
         # The token that reaches top_p is still in.

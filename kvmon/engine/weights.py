@@ -62,6 +62,12 @@ def load_weights(config: ModelConfig, directory: Path, device: str = "cpu") -> W
             found = tensors[name].get_tensor(name)
             if tuple(found.shape) != shape:
                 raise InputError(f"{directory}: {name} is {tuple(found.shape)}, its config.json says {shape}")
+            if not found.is_floating_point():
+                raise InputError(
+                    f"{directory}: {name} is of type {found.dtype}: quantised weights are not computed here"
+                )
+            if not torch.isfinite(found).all():
+                raise InputError(f"{directory}: {name} has numbers that are none (NaN or infinite): fetch it again")
             moved: torch.Tensor = found.to(device=device, dtype=torch_dtype(config.dtype))
             return moved
 

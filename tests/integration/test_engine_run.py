@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kvmon.cli.main import run
-from tests.integration.engine_server import SAMPLING, engine_run
+from tests.integration.engine_server import ROOT, SAMPLING, engine_run
 
 
 def test_a_file_of_requests_gets_a_line_each(tmp_path: Path) -> None:
@@ -34,6 +37,35 @@ def test_a_file_of_requests_gets_a_line_each(tmp_path: Path) -> None:
     again = engine_run("-", "-o", str(output), given="")
     assert again.returncode == 3
     assert "--force" in again.stderr
+
+
+def test_odd_lines_are_answered_in_their_place() -> None:
+    """Half a surrogate pair, numbers that are none, endless nesting: an error object or an answer, never less."""
+    lines = [
+        '{"custom_id": "\\ud800", "prompt": "a", "max_tokens": 2}',
+        '{"\\ud800": 1, "prompt": "a"}',
+        '{"custom_id": 1e999, "prompt": "a"}',
+        '{"prompt": ' + "[" * 900 + "1" + "]" * 900 + "}",
+        '{"prompt": "a", "max_tokens": 2, "temperature": 1e-310}',
+    ]
+    done = engine_run("-", given="\n".join(lines))
+    assert (done.returncode, done.stderr) == (1, "kvmon: 3 of 5 requests failed: see their error objects\n")
+    named, key, number, deep, cold = [json.loads(line) for line in done.stdout.splitlines()]
+    assert named["custom_id"] == "\ud800" and "choices" in named and "choices" in cold
+    assert key["error"]["code"] == "unknown_parameter" and number["error"]["code"] == "invalid_json"
+    assert deep["error"]["param"] in ("prompt", None)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_answers_that_cannot_be_written_are_an_error(unbuffered: str, tmp_path: Path) -> None:
+    """A full disk, a reader that went away, a closed output: never exit code 0."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 2}\n')
+    command = f"{sys.executable} -m kvmon engine run {tmp_path / 'in.jsonl'} --threads 1"
+    for ending, code in (("> /dev/full", 4), (">&-", 4), ("| (exec <&-; sleep 20)", 141)):
+        script = f"set -o pipefail; {command} {ending}"
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, timeout=60)
+        assert done.returncode == code, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,6 +277,32 @@ async def _crowd(server: Server, clients: int) -> list[str]:
             return "done"
 
         return list(await asyncio.gather(*(one(number) for number in range(clients))))
+
+
+def test_a_body_that_no_encoding_holds_is_refused_without_a_word_in_the_log(server: Server) -> None:
+    """Half a surrogate pair as a key, an endless key: OpenAI's error object, short, and nothing for the operator."""
+    before = server.log.read_text()
+    for body in (b'{"\\ud800": 1, "prompt": "a"}', b'{"' + b"k" * 1_000_000 + b'": 1, "prompt": "a"}'):
+        request = urllib.request.Request(f"{server.root}/v1/completions", body, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        answer = refused.value.read()
+        assert refused.value.code == 400 and len(answer) < 1000
+        assert json.loads(answer)["error"]["code"] == "unknown_parameter"
+    assert server.log.read_text() == before
+
+
+def test_a_client_that_is_still_sending_is_told_that_the_server_ends(tmp_path: Path) -> None:
+    """Half a body when SIGTERM comes: an answer that says so, no traceback, exit code 0."""
+    with engine_server(tmp_path) as server:
+        address = urllib.parse.urlsplit(server.root)
+        with socket.create_connection((address.hostname or "", address.port or 0), timeout=20) as client:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n" + b"{" * 200)
+            wait_for(lambda: server.health()["status"] == "ok", "the server does not answer")
+            assert server.end() == 0
+            answer = client.recv(65536)
+        assert b"503" in answer.splitlines()[0] and b'"stopping"' in answer
+        assert "Traceback" not in server.log.read_text() and server.log.read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

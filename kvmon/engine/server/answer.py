@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvmon.engine import Output
-from kvmon.engine.server.api_error import ApiError
+from kvmon.engine.server.api_error import ApiError, stopping
 from kvmon.engine.server.protocol import Request
 from kvmon.engine.server.service import Planned
 from kvmon.engine.server.text import AnswerText
@@ -59,4 +59,4 @@ def answers_to(request: Request, plans: Sequence[Planned], tokenizer: Tokenizer)
 def _given_up(output: Output) -> ApiError:
     if output.finish == "error":
         return ApiError(output.error or "the engine gave the request up", code="generation_failed")
-    return ApiError("the server is stopping: try again later", status=503, code="stopping")
+    return stopping()

@@ -10,9 +10,10 @@ from typing import Any
 
 from kvmon.errors import KvmonError
 
-__all__ = ["ApiError", "quoted", "too_long"]
+__all__ = ["ApiError", "quoted", "stopping", "to_json", "too_long"]
 
 _MOST_QUOTED = 40
+_LONGEST_PARAM = 100
 
 
 class ApiError(KvmonError):
@@ -21,7 +22,7 @@ class ApiError(KvmonError):
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(" ".join(message.split()))
         self.status = status
-        self.param = param
+        self.param = param if param is None else param[:_LONGEST_PARAM]
         self.code = code
 
     def body(self) -> dict[str, Any]:
@@ -37,7 +38,20 @@ def too_long(message: str, param: str) -> ApiError:
     return ApiError(message, param=param, code="context_length_exceeded")
 
 
+def stopping() -> ApiError:
+    """What clients are told that a server which was told to end leaves without an answer."""
+    return ApiError("the server is stopping: try again later", status=503, code="stopping")
+
+
+def to_json(body: object) -> bytes:
+    """A body as JSON in UTF-8. Half a surrogate pair, which a client can spell and UTF-8 cannot, stays spelled out."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+
+
 def quoted(value: object) -> str:
     """A value of a request's body as it is shown in a message: JSON, ASCII, short."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "a deeply nested value"
     return text if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]}..."

@@ -6,6 +6,7 @@ error object; a request ends in the engine when its client is gone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kvmon.engine.server.answer import answers_to
-from kvmon.engine.server.api_error import ApiError, quoted
+from kvmon.engine.server.api_error import ApiError, quoted, stopping
 from kvmon.engine.server.bridge import Bridge, Ticket
 from kvmon.engine.server.fields import parse_json
 from kvmon.engine.server.http import (
@@ -123,6 +124,8 @@ class _Front:
                     self._bridge.abort(ticket)
             except (ClientGone, ClientDisconnect):
                 return Response(status_code=400)  # nobody reads it
+            except asyncio.CancelledError:
+                raise stopping() from None
 
         return endpoint
 

@@ -19,6 +19,7 @@ from kvmon.errors import ConfigError, InputError
 
 __all__ = ["RANDOM_MODEL", "engine_builder", "load_service"]
 
+_MOST_THREADS = 1024
 RANDOM_MODEL = "kvmon-tiny"
 """Name of the model that has no directory."""
 
@@ -37,10 +38,10 @@ def engine_builder(
 ) -> Callable[[], Engine]:
     """A function that builds the engine of a service, with `build(**options, eos_tokens=..., vocabulary=...)`.
 
-    `threads`: how many the model computes with, None: as many as torch likes. Raises ConfigError for none.
+    `threads`: how many the model computes with, None: as many as torch likes. Raises ConfigError for none or too many.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"{threads} threads compute nothing: give 1 or more")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(f"{threads} threads are not possible: give 1 to {_MOST_THREADS}")
     tokenizer, random_model = service.tokenizer, options["model"] is None
     # A model that reads bytes for want of a tokenizer still ends its texts as its own configuration says.
     eos = tokenizer.eos if random_model or not isinstance(tokenizer, ByteTokenizer) else None

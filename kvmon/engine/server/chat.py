@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from kvmon.engine.server.api_error import ApiError
+from kvmon.engine.server.fields import readable
 from kvmon.engine.server.protocol import Message
 from kvmon.engine.tokenizer import Tokenizer, read_json
 from kvmon.errors import ConfigError, InputError
 
 __all__ = ["ChatTemplate", "load_chat_template", "plain_chat"]
+
+_MOST_SECONDS = 2.0  # to render a chat
 
 ChatTemplate = Callable[[Sequence[Message]], str]
 """Messages into the text to tokenise, special tokens written out; raises ApiError where they cannot be rendered."""
@@ -53,8 +60,8 @@ def load_chat_template(directory: Path | None, tokenizer: Tokenizer) -> ChatTemp
 def _default(entry: object) -> object:
     """Where a model has several templates by name, the one called default."""
     if isinstance(entry, list):
-        named = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
-        return named.get("default")
+        named = (one.get("template") for one in entry if isinstance(one, dict) and one.get("name") == "default")
+        return next(named, None)
     return entry
 
 
@@ -77,24 +84,47 @@ def _compiled(source: str, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         template = environment.from_string(source)
-    except TemplateError as error:
-        raise InputError(f"the chat template in {path} cannot be read ({error}): fetch it again") from None
+    except Exception as error:  # jinja's own, and those of Python's compiler behind it
+        raise InputError(f"the chat template in {path} cannot be read ({str(error)[:120]}): fetch it again") from None
 
     def render(messages: Sequence[Message]) -> str:
         try:
-            return template.render(
-                messages=[{"role": one.role, "content": one.content} for one in messages],
-                add_generation_prompt=True,
-                bos_token=tokenizer.bos_text,
-                eos_token=tokenizer.eos_text,
-                tools=None,
-                documents=None,
-            )
+            with _time_limit(_MOST_SECONDS):
+                text = template.render(
+                    messages=[{"role": one.role, "content": one.content} for one in messages],
+                    add_generation_prompt=True,
+                    bos_token=tokenizer.bos_text,
+                    eos_token=tokenizer.eos_text,
+                    tools=None,
+                    documents=None,
+                )
+            return readable(text, "messages")
         except Exception as error:  # whatever a stranger's template does
             reason = str(error)[:200] or type(error).__name__
             raise ApiError(f"the model's chat template refuses these messages: {reason}", param="messages") from None
 
     return render
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside the block when it takes longer.
+
+    A thread cannot be stopped from outside, so Python's own tracing looks at the clock with each line of the template.
+    """
+    until = time.monotonic() + seconds
+    before = sys.gettrace()
+
+    def look(frame: FrameType, event: str, argument: object) -> Any:
+        if time.monotonic() > until:
+            raise TimeoutError(f"it takes longer than {seconds:g} s")
+        return look
+
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _tojson(value: object, indent: int | None = None, **_: Any) -> str:

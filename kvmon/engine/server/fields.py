@@ -22,8 +22,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
     def no_number(name: str) -> NoReturn:
         raise ValueError(f"{name} is no JSON number")
 
+    def finite(digits: str) -> float:
+        return float(digits) if math.isfinite(float(digits)) else no_number(digits[:20])
+
     try:
-        value = json.loads(body, parse_constant=no_number)
+        value = json.loads(body, parse_constant=no_number, parse_float=finite)
     except (ValueError, RecursionError) as error:
         # The decoder's own words quote nothing of the body; those of the codec would.
         reason = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error) or "it is nested too deeply"

@@ -7,7 +7,6 @@ still wait. It knows ASGI and nothing of engines.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -15,10 +14,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvmon.engine.server.api_error import ApiError
+from kvmon.engine.server.api_error import ApiError, stopping, to_json
 from kvmon.engine.server.responses import event
 
-__all__ = ["ClientGone", "EventStream", "body_of", "error_response", "json_response", "while_connected"]
+__all__ = [
+    "ClientGone",
+    "EventStream",
+    "body_of",
+    "error_response",
+    "json_response",
+    "while_connected",
+]
 
 _Result = TypeVar("_Result")
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -30,8 +36,7 @@ class ClientGone(Exception):
 
 def json_response(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A body as JSON."""
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(content, status, {**_HEADERS, **(headers or {})}, "application/json")
+    return Response(to_json(body), status, {**_HEADERS, **(headers or {})}, "application/json")
 
 
 def error_response(error: ApiError) -> Response:
@@ -63,7 +68,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) 
             return task.result()
         raise ClientGone
     except asyncio.CancelledError:
-        raise ApiError("the server is stopping: try again later", status=503, code="stopping") from None
+        raise stopping() from None
     finally:
         gone.cancel()
         task.cancel()

@@ -5,7 +5,6 @@ Invariant: the only place that knows their fields; pure functions of what was ge
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmon.engine.server.answer import Answer
+from kvmon.engine.server.api_error import to_json
 from kvmon.engine.server.protocol import Request
 
 __all__ = ["DONE", "Envelope", "event", "model_list", "model_object", "usage"]
@@ -81,7 +81,7 @@ def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, int]:
 
 def event(body: dict[str, Any]) -> bytes:
     """One event of a stream."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + to_json(body) + b"\n\n"
 
 
 def model_object(model: str, created: int, longest: int) -> dict[str, Any]:

@@ -246,10 +246,11 @@ def test_samples_are_drawn_apart_and_again_the_same() -> None:
     assert len({tuple(sample) for sample in found[0]}) == 3
 
 
-def test_top_p_leaves_only_likely_tokens() -> None:
-    """A tiny top_p is greedy whatever the temperature."""
+@pytest.mark.parametrize(("temperature", "top_p"), [(2.0, 1e-6), (1e-310, 1.0), (5e-324, 0.5)])
+def test_what_leaves_only_the_most_likely_token_is_greedy(temperature: float, top_p: float) -> None:
+    """A tiny top_p whatever the temperature, and a temperature by which no score can be divided."""
     engine = Engine(tiny(), PagedConfig(100, 4))
-    (number,) = engine.add(prompt_of(0, 20), Sampling(10, temperature=2.0, top_p=1e-6, ignore_eos=True))
+    (number,) = engine.add(prompt_of(0, 20), Sampling(10, temperature=temperature, top_p=top_p, ignore_eos=True))
     assert run(engine).tokens[number] == alone(0, 20, 0)[:10]
 
 
@@ -305,7 +306,8 @@ def test_a_prompt_larger_than_the_pool_is_refused_and_recorded() -> None:
     engine.observers.append(lambda words: seen.extend(words.tolist()))
     with pytest.raises(ConfigError, match=r"never_fits.*25 units of 4 tokens and the pool has 20"):
         engine.add([1] * 100, Sampling(4))
-    assert seen and not engine.has_work
+    assert seen and engine.has_work, "a step has to say that it is gone"
+    assert engine.step() == [] and not engine.has_work
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,32 @@ def test_a_template_that_fails_is_the_clients_error(tmp_path: Path, template: st
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("config", ['{"chat_template": "{% if %}"}', '{"chat_template": 7}', "[]", "{"])
+def test_a_template_that_loops_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs its client the time that a chat may take, and nobody else anything."""
+    monkeypatch.setattr("kvmon.engine.server.chat._MOST_SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(loop)
+    render = load_chat_template(tmp_path, ByteTokenizer())
+    assert render is not None
+    with pytest.raises(ApiError, match=r"it takes longer than 0\.2 s"):
+        render(CHAT)
+
+
+NAMED_BY_A_LIST = '{"chat_template": [{"name": ["x"], "template": 1}, {"name": "default", "template": 1}]}'
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"chat_template": "{% if %}"}',
+        '{"chat_template": "{% break %}"}',
+        json.dumps({"chat_template": "{{" + "[" * 2000 + "]" * 2000 + "}}"}),
+        NAMED_BY_A_LIST,
+        '{"chat_template": 7}',
+        "[]",
+        "{",
+    ],
+)
 def test_a_damaged_template_is_the_directorys_error(tmp_path: Path, config: str) -> None:
     """Said when the server starts, not at the first chat."""
     (tmp_path / "tokenizer_config.json").write_text(config)
