@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit, engine_config, pool_info, second_pool_info
+from kvmon.errors import SystemRefused
 from kvmon.probe import StreamProbe
 from kvmon.recording.writer import DEFAULT_BUDGET
 from kvmon.serving import Scheduler
@@ -51,8 +52,11 @@ class Observed(Protocol):
 class Recording:
     """An attached probe; closing it ends the recording in order and detaches."""
 
-    def __init__(self, probe: StreamProbe, adapter: ReferenceAdapter, engine: Observed) -> None:
+    def __init__(
+        self, probe: StreamProbe, adapter: ReferenceAdapter, engine: Observed, directory: Path, name: str
+    ) -> None:
         self.probe = probe
+        self._directory, self._name = directory, name
         self._adapter = adapter
         self._engine = engine
         engine.observers.append(adapter.emit)
@@ -60,6 +64,18 @@ class Recording:
     def adopt_thread(self) -> None:
         """The calling thread runs the engine from now on."""
         self.probe.adopt_thread()
+
+    def check(self) -> None:
+        """Raise SystemRefused where nothing reaches a file, with what is in the way; the probe itself never would."""
+        if self.probe.writing:
+            return
+        why = self.probe.loss_reasons
+        if "second_writer" in why:
+            raise SystemRefused(f"another engine called {self._name} records there: give this one another name")
+        reasons = ", ".join(why) or "no file could be made"
+        raise SystemRefused(
+            f"nothing can be recorded in {self._directory} ({reasons}): give one that can be written and has room"
+        )
 
     def close(self) -> None:
         """Detach and end the recording."""
@@ -101,4 +117,4 @@ def attach(
     )
     probe.audit_from(ReferenceAudit(scheduler, time_base_ns))
     probe.tick()
-    return Recording(probe, adapter, engine)
+    return Recording(probe, adapter, engine, directory, name)

@@ -91,8 +91,8 @@ class Verification:
 
     @property
     def clean(self) -> bool:
-        """Nothing is damaged and every stream is clean."""
-        return not self.damage and all(stream.clean for stream in self.streams)
+        """Nothing is damaged, and every stream is clean, of which there is at least one."""
+        return not self.damage and bool(self.streams) and all(stream.clean for stream in self.streams)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""

@@ -18,7 +18,7 @@ import click
 
 from kvmon.cli.output_file import output_option
 from kvmon.errors import ConfigError
-from kvmon.units import format_bytes, format_count, format_duration
+from kvmon.units import counted, format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from kvmon.capture.copying import Copied
@@ -83,7 +83,7 @@ def as_text(output: Path, copied: Sequence[Copied]) -> str:
     size = output.stat().st_size
     operations = sum(stream.sink.unit_operations for stream in copied)
     each = f", {size / operations:.2f} bytes a unit-operation" if operations else ""
-    lines = [f"{output}: {format_bytes(size)}, {format_count(len(copied))} streams{each}"]
+    lines = [f"{output}: {format_bytes(size)}, {counted(len(copied), 'stream')}{each}"]
     for stream in copied:
         sink = stream.sink
         seconds = ((sink.last_time_ns or 0) - (sink.first_time_ns or 0)) / 1e9

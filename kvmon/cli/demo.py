@@ -31,6 +31,7 @@ __all__ = ["command"]
 _FRAME_SECONDS = 0.2
 _LINE_SECONDS = 2.0
 _STOP_SECONDS = 10.0
+_COMPILES_AFTER = 10.0  # seconds; engines that need not compile are there before
 _STARTING = "kvmon: starting the engines; the first run on a machine compiles for about a minute ..."
 
 
@@ -108,7 +109,7 @@ def command(
         where = stack.enter_context(_recording_directory(directory, keep))
         metrics = None if no_exporter else stack.enter_context(_exporter(where, port))
         engines = stack.enter_context(EngineProcesses(where, scenario, seed, traffic_seconds, list(plan.setups)))
-        with patience(_STARTING):
+        with patience(_STARTING, _COMPILES_AFTER):
             warm_up()
             engines.wait_until_ready()
             pace = pace_of(plan, scenario, seconds, speed)

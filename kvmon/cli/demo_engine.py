@@ -23,6 +23,7 @@ from typing import Any
 from kvmon.adapters.attach import Recording, attach
 from kvmon.cli.demo_plan import make_plan
 from kvmon.engine.drive import Driver, build_driver
+from kvmon.errors import KvmonError
 from kvmon.serving.scenarios import Setup
 
 __all__ = ["RecordedEngine", "main"]
@@ -49,6 +50,7 @@ class RecordedEngine:
             time_base_ns=base,
             clock=lambda: base + clock.now_ns,
         )
+        self._recording.check()
 
     def serve(self, until_ns: int) -> dict[str, Any]:
         """Serve until `until_ns` of the engine's time; whether it is over, and the bytes that the store has copied."""
@@ -76,8 +78,12 @@ def main(arguments: list[str]) -> int:
     setup = make_plan(None if scenario == "-" else scenario, int(seed), float(seconds)).setups[name]
     if sys.stdin.readline() != "warm\n":
         return 1
-    _warm_up(setup, int(seed))
-    engine = RecordedEngine(Path(directory), name, setup, int(seed))
+    try:
+        _warm_up(setup, int(seed))
+        engine = RecordedEngine(Path(directory), name, setup, int(seed))
+    except KvmonError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     print("ready", flush=True)
     try:
         while line := sys.stdin.readline():

@@ -39,9 +39,10 @@ def print_demos(seed: int) -> None:
     console = QuietPipe(highlight=False)
     console.print(table)
     console.print(
-        "\nEach runs beside its healthy twin: kvmon demo NAME. Times are those of two small cores; --seconds N"
+        "\nEach runs beside its healthy twin: kvmon demo NAME. Times are those of two small cores; --seconds N serves "
+        "the first N seconds only."
     )
-    console.print("serves the first N seconds only. What 'kvmon simulate --scenario NAME' alone can show:")
+    console.print("\nWhat 'kvmon simulate --scenario NAME' alone can show:")
     for line in left_out:
         console.print(f"  {line}")
 

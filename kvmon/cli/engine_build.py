@@ -121,7 +121,7 @@ def _units(
 
     if share is not None:
         if not 0 < share <= 1:
-            raise ConfigError(f"{share:g} is no share of the free memory: give more than 0 and at most 1")
+            raise ConfigError(f"{share!r} is no share of the free memory: give more than 0 and at most 1")
         amount = int(free_memory(device) * share)
     if amount is not None:
         return units_in(amount, config.token_bytes, unit_tokens)
@@ -149,6 +149,7 @@ def _record(engine: Engine, directory: Path, name: str, config: ModelConfig) -> 
     }
     recording = attach(engine, directory, name, config=described)
     engine.closers.append(recording.close)
+    recording.check()
     if engine.model.device.type == "cuda":
         sampler = DeviceSampler(
             recording.probe.device_sample,

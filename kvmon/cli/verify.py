@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmon.cli.capture import progress_of_words
-from kvmon.units import format_count
+from kvmon.units import counted, format_count
 
 if TYPE_CHECKING:
     from kvmon.capture.verification import StreamReport, Verification
@@ -47,6 +47,8 @@ def as_text(found: Verification) -> str:
     """What was found, for people."""
     lines = [f"{found.path}: {'clean' if found.clean else 'not clean'}"]
     lines += [f"  damaged: {damage}" for damage in found.damage]
+    if not found.streams:
+        lines.append("  nothing is recorded there")
     for stream in found.streams:
         lines += [f"  {line}" for line in _stream_lines(stream)]
     return "\n".join(lines)
@@ -65,7 +67,7 @@ def _stream_lines(stream: StreamReport) -> list[str]:
     if stream.verified_from is None:
         lines = [f"{name}: not verified: {events} were read, but no sweep of the audit closed, so the start is unknown"]
     elif stream.fault_count:
-        lines = [f"{name}: {format_count(stream.fault_count)} faults in {events}"]
+        lines = [f"{name}: {counted(stream.fault_count, 'fault')} in {events}"]
     else:
         lines = [f"{name}: exclusive and conserved at every one of {events}"]
     if stream.verified_from is not None and stream.verified_from > 0:

@@ -53,6 +53,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another type": ({"dtype": "int8"}, "its type is 'int8'"),
     "odd layers": ({"layer_types": ["chunked_attention"] * 3}, "layers of chunked_attention"),
     "another shape": ({"intermediate_size": 97}, r"up_proj|gate_proj.*is \(96, 96\), its config.json says \(97, 96\)"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "1000000000 layers are no model's"),
     "more layers": ({"num_hidden_layers": 4}, "has no tensor model.layers.3"),
 }
 
@@ -101,6 +102,19 @@ def _lacks_norm(model: Path) -> None:
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
 
 
+def _norm(model: Path, norm: torch.Tensor) -> None:
+    tensors = load_file(model / "model.safetensors")
+    save_file({**tensors, "model.norm.weight": norm}, model / "model.safetensors", {"format": "pt"})
+
+
+def _not_a_number(model: Path) -> None:
+    _norm(model, torch.full((96,), float("nan")))
+
+
+def _whole_numbers(model: Path) -> None:
+    _norm(model, torch.ones(96, dtype=torch.int8))
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -112,6 +126,8 @@ def _lacks_norm(model: Path) -> None:
         (_no_json, "is no JSON"),
         (_no_config, "cannot read"),
         (_lacks_norm, "has no tensor model.norm.weight"),
+        (_not_a_number, "model.norm.weight has numbers that are none"),
+        (_whole_numbers, "model.norm.weight is of type torch.int8"),
     ],
 )
 def test_files_that_are_missing_or_damaged_are_one_line(
@@ -131,20 +147,21 @@ def test_files_that_are_missing_or_damaged_are_one_line(
     [
         ("--capacity-tokens 8", 2, "a pool of 8 tokens holds no block of 16"),
         ("--capacity-bytes 100", 2, "hold no block of 16 tokens"),
-        ("--capacity-tokens 64 --memory-share 0.1", 2, "the pool has one size"),
         ("--memory-share 1.5", 2, "is no share of the free memory"),
         ("--memory-share nan", 2, "is no share of the free memory"),
         ("--capacity-bytes 16TiB", 4, "choose a smaller one"),
         ("--block-size 0", 2, "a block of 0 tokens"),
-        ("--layout heap", 2, "choose paged or contiguous"),
-        ("--reserve max", 2, "--reserve belongs to contiguous"),
         ("--layout contiguous --reserve half", 2, "no reservation policy"),
-        ("--layout contiguous --no-prefix-cache", 2, "--no-prefix-cache belongs to paged"),
         ("--max-model-len 0", 2, "a sequence of at most 0 tokens"),
         ("--max-model-len -1", 2, "a sequence of at most -1 tokens"),
-        ("--preemption swap", 2, "swapping needs a host tier"),
         ("--dtype int8", 2, "type 'int8' is unknown"),
         ("--model absent", 3, "absent is no directory"),
+        ("--threads 100000", 2, "100000 threads are not possible"),
+        ("--preemption swap", 2, "--preemption swap and --host-tokens go together"),
+        ("--name a/b", 2, "--name is for files and labels"),
+        ("--reserve=", 2, "--reserve is empty"),
+        ("--dir=", 2, "--dir is empty"),
+        ("--dir /sys", 4, "nothing can be recorded in /sys (disk)"),
     ],
 )
 def test_options_that_cannot_be_are_one_line(
@@ -199,3 +216,21 @@ def test_memory_that_is_short_beside_the_pool_is_told_before_the_engine_ends(mon
         engine.step()
     assert asked == [384 << 20]
     assert asked_bytes(RuntimeError("no number")) == 0
+
+
+def test_two_engines_of_one_name_do_not_record_into_one_directory(tmp_path: Path) -> None:
+    """The second is told before it serves anybody; under another name it may."""
+    first = build_engine(device="cpu", directory=tmp_path)
+    with pytest.raises(SystemRefused, match="another engine called reference records there: give"):
+        build_engine(device="cpu", directory=tmp_path)
+    build_engine(device="cpu", directory=tmp_path, name="second").close()
+    first.close()
+
+
+def test_scores_that_are_no_numbers_end_the_engine_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a token is drawn from them."""
+    engine = Engine(tiny(), PagedConfig(20, 4))
+    monkeypatch.setattr(engine, "_logits", lambda *arguments: torch.full((1, 320), float("nan")))
+    engine.add([1, 2, 3], Sampling(4, temperature=1.0))
+    with pytest.raises(InputError, match="the model's scores are no numbers"):
+        engine.step()
