@@ -10,14 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvmon.adapters.registry import attach, detach
     from kvmon.errors import KvmonError
 
-__all__ = ["KvmonError", "__version__"]
+__all__ = ["KvmonError", "__version__", "attach", "detach"]
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
-_LAZY = {"KvmonError": "kvmon.errors"}
+_LAZY = {
+    "KvmonError": "kvmon.errors",
+    "attach": "kvmon.adapters.registry",
+    "detach": "kvmon.adapters.registry",
+}
 
 
 def __getattr__(name: str) -> object:
