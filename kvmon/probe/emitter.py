@@ -119,6 +119,11 @@ class Emitter:
         """Whether records reach a file at this moment."""
         return self._writer is not None
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was recorded since the last frame closed."""
+        return self.at > self._first
+
     def adopt_thread(self) -> None:
         """The calling thread is the one that writes from now on; call it while no other thread does."""
         self.thread = get_ident()

@@ -1,0 +1,182 @@
+"""Requests of a scheduler under small numbers: arrivals, ends, classes, and the keyed names of their pages.
+
+vLLM's request ids come from clients; they stay here. Prefix pages are named by keyed hashes of vLLM's own block hashes,
+a bounded number a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kvmon.events.kinds import FinishReason
+from kvmon.probe import PageHasher, StreamProbe
+
+__all__ = ["PageNames", "Requests", "class_rule", "finish_reason"]
+
+_PAGES_A_STEP = 256
+_LAST_PAGES = 64  # of what was generated, named when a request ends
+_CLASSES = 63  # that are told apart; later ones are class 0
+_REASONS = {
+    "FINISHED_STOPPED": FinishReason.STOP,
+    "FINISHED_REPETITION": FinishReason.STOP,
+    "FINISHED_LENGTH_CAPPED": FinishReason.LENGTH,
+    "FINISHED_ABORTED": FinishReason.ABORT,
+    "FINISHED_ERROR": FinishReason.ERROR,
+    "FINISHED_IGNORED": FinishReason.REFUSED,
+}
+
+
+def finish_reason(request: Any) -> int:
+    """Of a request that has ended, as events number it."""
+    return int(_REASONS.get(request.status.name, FinishReason.UNKNOWN))
+
+
+def class_rule(rule: str, hasher: PageHasher) -> Callable[[Any], int]:
+    """The class of a request by the operator's rule; see `settings`.
+
+    Of lengths the class is the number of bits of the prompt's length: class k has prompts below 2**k tokens.
+    Priorities, LoRA adapters and salts are numbered from 1 as they come.
+    """
+    if rule == "length":
+        return lambda request: int(request.num_prompt_tokens).bit_length()
+    if rule == "none":
+        return lambda request: 0
+    seen: dict[Any, int] = {}
+
+    def value_of(request: Any) -> Any:
+        if rule == "priority":
+            return request.priority
+        if rule == "lora":
+            lora = request.lora_request
+            return None if lora is None else lora.lora_int_id
+        salt = request.cache_salt
+        return None if salt is None else hasher.words([salt.encode()], 1).tobytes()
+
+    def class_of(request: Any) -> int:
+        value = value_of(request)
+        if value is None:
+            return 0
+        if value not in seen and len(seen) < _CLASSES:
+            seen[value] = len(seen) + 1
+        return seen.get(value, 0)
+
+    return class_of
+
+
+class PageNames:
+    """Names pages of prompts, at most `_PAGES_A_STEP` a step; what is left of a long prompt follows in later steps."""
+
+    def __init__(self, probe: StreamProbe, hasher: PageHasher, hash_tokens: int) -> None:
+        self._probe, self._hasher, self._tokens = probe, hasher, hash_tokens
+        self._left = _PAGES_A_STEP
+        self._queue: deque[tuple[int, str, Any, int]] = deque()
+
+    def of_prompt(self, number: int, request: Any) -> None:
+        """Name the full pages of a prompt."""
+        if request.block_hashes and self._hasher.available:
+            self._queue.append((number, request.request_id, request, 0))
+            self._work()
+
+    def of_output(self, number: int, request: Any) -> None:
+        """Name the last full pages of what was generated: the next turn of a conversation asks for them."""
+        pages = request.block_hashes
+        first = max(int(request.num_prompt_tokens) // self._tokens, len(pages) - _LAST_PAGES)
+        if len(pages) > first and self._hasher.available:
+            self._probe.hashes(number, self._tokens, self._hasher.words(pages[first:], _LAST_PAGES), first)
+
+    def step(self, alive: Callable[[str], bool]) -> None:
+        """A step is over: go on with what is left."""
+        self._left = _PAGES_A_STEP
+        if self._queue:
+            self._queue = deque(entry for entry in self._queue if alive(entry[1]))
+            self._work()
+
+    def _work(self) -> None:
+        while self._queue and self._left > 0:
+            number, rid, request, first = self._queue.popleft()
+            last = min(int(request.num_prompt_tokens) // self._tokens, len(request.block_hashes))
+            count = min(last - first, self._left)
+            if count > 0:
+                pages = islice(request.block_hashes, first, first + count)
+                self._probe.hashes(number, self._tokens, self._hasher.words(pages, count), first)
+                self._left -= count
+            if first + count < last:
+                self._queue.appendleft((number, rid, request, first + count))
+
+
+class Requests:
+    """Live requests by vLLM's id, and what is said of each when it comes and when it goes.
+
+    `prefilling` holds those that were admitted and have not answered yet.
+    """
+
+    def __init__(self, directory: Path, scheduler: Any, class_by: str) -> None:
+        self._scheduler = scheduler
+        self.numbers: dict[str, int] = {}
+        self.classes: dict[str, int] = {}
+        self.arrived_ns: dict[str, int] = {}
+        self.prefilling: dict[str, Any] = {}
+        self._last = 0
+        self._hasher = PageHasher(directory)
+        self._class_of = class_rule(class_by, self._hasher)
+        self._pages: PageNames | None = None
+        self._probe: StreamProbe | None = None
+
+    def record_with(self, probe: StreamProbe) -> None:
+        """Say everything from now on to `probe`."""
+        scheduler = self._scheduler
+        tokens = int(getattr(scheduler, "hash_block_size", 0) or scheduler.block_size)
+        self._probe, self._pages = probe, PageNames(probe, self._hasher, tokens)
+
+    def adopt(self) -> None:
+        """Know the requests that the scheduler had before; an audit says what they are."""
+        for request in list(self._scheduler.requests.values()):
+            if not request.status.name.startswith("FINISHED"):
+                self._number(request)
+
+    def arrive(self, request: Any) -> None:
+        """A request is in the queue; a further part of one that is there already is no arrival."""
+        if request.request_id in self.numbers or request.request_id not in self._scheduler.requests:
+            return
+        number = self._number(request)
+        if self._probe is not None and self._pages is not None:
+            rid = request.request_id
+            self._probe.arrived(
+                number,
+                self.arrived_ns[rid],
+                int(request.num_prompt_tokens),
+                class_id=self.classes[rid],
+                limit=request.max_tokens,
+            )
+            self._pages.of_prompt(number, request)
+
+    def end(self, request: Any) -> None:
+        """A request is about to give its blocks back."""
+        rid = request.request_id
+        number = self.numbers.get(rid)
+        if number is None or self._probe is None or self._pages is None:
+            return
+        if self.prefilling.pop(rid, None) is not None and request.num_output_tokens:
+            self._probe.first_token(number)
+        self._pages.of_output(number, request)
+        self._probe.finished(number, finish_reason(request), int(request.num_output_tokens))
+        for known in (self.numbers, self.classes, self.arrived_ns):
+            known.pop(rid, None)
+
+    def step(self) -> None:
+        """A step is over."""
+        if self._pages is not None:
+            self._pages.step(self.numbers.__contains__)
+
+    def _number(self, request: Any) -> int:
+        self._last += 1
+        rid = request.request_id
+        self.numbers[rid] = self._last
+        self.classes[rid] = self._class_of(request)
+        self.arrived_ns[rid] = time.monotonic_ns()
+        return self._last
