@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test test-engines check docs bench clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -14,13 +14,17 @@ export PATH := $(CURDIR)/$(DEBIAN)/usr/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## Run the demo (ARGS="--seed 3 --seconds 60").
 	@$(BIN)/kvmon demo $(ARGS)
 
 test: .venv/.installed .venv/.tools .venv/.guidellm ## Run the tests (ARGS="-m 'not slow'" for the short ones).
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
+
+# Against vLLM and transformers as they are published, in an environment of their own; ten minutes.
+test-engines: .venv-engines/.installed ## Run the tests against real engines.
+	@.venv-engines/bin/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS) tests/engines
 
 check: .venv/.installed ## Check format, lint, types and that generated files are up to date.
 	@$(BIN)/ruff format --check .
@@ -44,14 +48,27 @@ bench: .venv/.installed .venv/.peers ## Run the benchmarks and print their table
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean: ## Remove .venv and everything else that the other targets made.
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf .venv .venv-engines .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt
-	@[ -x $(BIN)/pip ] || { rm -rf .venv; $(make_venv); }
+	@[ -x $(BIN)/pip ] || { rm -rf .venv; $(call make_venv,.venv); }
 	@# torch first: what depends on it would otherwise choose one with CUDA.
 	@$(BIN)/pip install --quiet --constraint constraints.txt torch
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# torch first, and what the engine brings for CUDA goes again: it breaks the import of a build for CPUs. kvmon comes last
+# and must find everything as it is. Where a wheel cannot be had this fails, and says which.
+ENGINES := .venv-engines/bin/python -m pip
+.venv-engines/.installed: pyproject.toml tests/engines/requirements.txt tests/engines/sources.py
+	@[ -x .venv-engines/bin/pip ] || { rm -rf .venv-engines; $(call make_venv,.venv-engines); }
+	@$(ENGINES) install --quiet torch==2.13.0
+	@$(ENGINES) install --quiet torch==2.13.0 --requirement tests/engines/requirements.txt
+	@$(ENGINES) uninstall --quiet --yes torchvision torchaudio torchcodec 2> /dev/null
+	@$(ENGINES) freeze > .venv-engines/without-kvmon.txt
+	@$(ENGINES) install --quiet --editable .
+	@.venv-engines/bin/python -m tests.engines.sources .venv-engines/sources
 	@touch $@
 
 # What `make bench` measures beside kvmon, in an environment of its own. Without it those rows say that it is missing.
@@ -71,10 +88,10 @@ clean: ## Remove .venv and everything else that the other targets made.
 
 # Debian ships the venv module without what fills it; that is a package of its own.
 define make_venv
-if $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then $(PYTHON) -m venv .venv; \
-elif command -v virtualenv > /dev/null; then virtualenv --quiet --python $(PYTHON) .venv; \
+if $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then $(PYTHON) -m venv $(1); \
+elif command -v virtualenv > /dev/null; then virtualenv --quiet --python $(PYTHON) $(1); \
 elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-  apt-get update -qq && apt-get install -y -qq python3-venv > /dev/null && $(PYTHON) -m venv .venv; \
+  apt-get update -qq && apt-get install -y -qq python3-venv > /dev/null && $(PYTHON) -m venv $(1); \
 else echo "kvmon: no way to make a virtual environment: run 'apt-get install python3-venv' and try again" >&2; exit 1; fi
 endef
 

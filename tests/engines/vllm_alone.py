@@ -126,14 +126,14 @@ def make_scheduler(
     )
     cache.num_gpu_blocks = blocks
     known = inspect.signature(Scheduler).parameters
-    wanted = dict(
-        vllm_config=config,
-        kv_cache_config=layout,
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=block_size,
-        hash_block_size=block_size,
-        log_stats=True,
-    )
+    wanted = {
+        "vllm_config": config,
+        "kv_cache_config": layout,
+        "structured_output_manager": StructuredOutputManager(config),
+        "block_size": block_size,
+        "hash_block_size": block_size,
+        "log_stats": True,
+    }
     kind = AsyncScheduler if asynchronous else Scheduler
     return kind(**{name: value for name, value in wanted.items() if name in known})
 
@@ -152,6 +152,7 @@ class Driver:
         self._in_flight = in_flight
         self._outputs: list[Any] = []
         self.queries = self.hits = 0
+        self._requests: list[Any] = []
         self.tokens: dict[str, list[int]] = {}
 
     def add(
@@ -175,7 +176,13 @@ class Driver:
         }
         request = _fitting(Request, **wanted)
         self.scheduler.add_request(request)
+        self._requests.append(request)
         return request
+
+    @property
+    def preempted(self) -> int:
+        """Preemptions so far, as vLLM counts them in its requests."""
+        return sum(int(request.num_preemptions) for request in self._requests)
 
     def step(self) -> None:
         """Schedule; once enough steps are in flight, take in the oldest one's output."""
@@ -202,6 +209,14 @@ class Driver:
                 seen = stats.prefix_cache_stats
                 self.queries += seen.queries + getattr(seen, "preempted_queries", 0)
                 self.hits += seen.hits + getattr(seen, "preempted_hits", 0)
+
+    def in_flight(self) -> dict[str, int]:
+        """Tokens of each request in steps that have not run yet."""
+        tokens: dict[str, int] = {}
+        for output in self._outputs:
+            for rid, count in output.num_scheduled_tokens.items():
+                tokens[rid] = tokens.get(rid, 0) + count
+        return tokens
 
     def drain(self) -> None:
         """Take in everything that is in flight."""

@@ -13,7 +13,6 @@ from kvmon.adapters.vllm.recording import Recording
 from kvmon.recording.reader import StreamReader, find_streams
 from kvmon.state import StreamState
 from kvmon.state.requests import computed_tokens
-from kvmon.state.requests import find_row
 
 _REFS, _CACHED, _DEFERRED = (1 << 24) - 1, 1 << 24, 1 << 26
 
@@ -40,8 +39,13 @@ class Followed:
         return self.state
 
 
-def differences(state: StreamState, scheduler: Any, recording: Recording) -> list[str]:
-    """Where the fold and the engine say different things: references, content, owners, live requests, tokens."""
+def differences(
+    state: StreamState, scheduler: Any, recording: Recording, in_flight: dict[str, int] | None = None
+) -> list[str]:
+    """Where the fold and the engine say different things: references, content, owners, live requests, tokens.
+
+    `in_flight` holds the tokens of each request that were scheduled and did not come back yet.
+    """
     found: list[str] = []
     manager = scheduler.kv_cache_manager
     blocks = manager.block_pool.blocks
@@ -74,14 +78,15 @@ def differences(state: StreamState, scheduler: Any, recording: Recording) -> lis
         running = request.status.name == "RUNNING"
         if running != (int(state.requests.state[row]) == 2):
             found.append(f"request {numbers[rid]}: state {state.requests.state[row]}, {request.status.name}")
-        if running and getattr(request, "num_in_flight_tokens", 0) == 0:
+        if running:
             folded = int(computed_tokens(state.requests, row, state.steps))
-            if folded != request.num_computed_tokens:
-                found.append(f"request {numbers[rid]}: {folded} tokens, {request.num_computed_tokens}")
+            written = request.num_computed_tokens - (in_flight or {}).get(rid, 0)
+            if folded != written:
+                found.append(f"request {numbers[rid]}: {folded} tokens, {written}")
     units = state.pools[1].units
     if sum(units.values()) != len(blocks) - 1:
         found.append(f"states sum to {sum(units.values())}")
     return found
 
 
-__all__ = ["Followed", "differences", "find_row"]
+__all__ = ["Followed", "differences"]

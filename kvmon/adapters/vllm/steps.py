@@ -141,6 +141,8 @@ class Steps:
             hits = max(computed - self._external.get(rid, 0), 0)
             self._probe.cache_hit(number, hits, int(request.num_tokens))
         self._requests.prefilling[rid] = request
+        if self._open and computed:  # frames of earlier steps close before this one's
+            self._probe.progress(number, computed, False)
 
     def _assign(self, rid: str, tables: Iterable[list[int]]) -> None:
         number, told = self._requests.numbers[rid], self._told.pop(rid, None)
