@@ -22,9 +22,11 @@ demo: .venv/.installed ## Run the demo (ARGS="--seed 3 --seconds 60").
 test: .venv/.installed .venv/.tools .venv/.guidellm ## Run the tests (ARGS="-m 'not slow'" for the short ones).
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
 
-# Against vLLM and transformers as they are published, in an environment of their own; ten minutes.
-test-engines: .venv-engines/.installed ## Run the tests against real engines.
-	@.venv-engines/bin/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS) tests/engines
+# Against engines as they are published: vLLM in an environment of its own, with the transformers that it wants, and the
+# newest transformers in that of the other tests.
+test-engines: .venv/.installed .venv-engines/.installed ## Run the tests against real engines.
+	@.venv-engines/bin/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS) $(wildcard tests/engines/test_vllm*.py)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 $(ARGS) tests/engines/test_transformers.py
 
 check: .venv/.installed ## Check format, lint, types and that generated files are up to date.
 	@$(BIN)/ruff format --check .

@@ -62,6 +62,7 @@ class Audit:
     """Walks over units and live requests a slice at a time.
 
     `capacities` gives (number, units) of each pool; `restate` says again what the pools are, for a reader that lost it.
+    Only every `every`-th call ships a slice.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Audit:
         capacities: Callable[[], list[tuple[int, int]]],
         restate: Callable[[], None],
         source: AuditSource,
+        every: int = 1,
     ) -> None:
+        self._every, self._rest = max(every, 1), 0
         self._emitter = emitter
         self._capacities = capacities
         self._restate = restate
@@ -87,6 +90,10 @@ class Audit:
 
     def slice(self) -> None:
         """Ship the next slice; an audit that fails begins again, and is switched off when it goes on failing."""
+        self._rest -= 1
+        if self._rest > 0:
+            return
+        self._rest = self._every
         try:
             next(self._slices)
         except Exception:  # the engine's own structures are read here: whatever they raise must not reach it

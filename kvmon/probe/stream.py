@@ -163,9 +163,9 @@ class StreamProbe:
             if self._audit is not None:
                 self._audit.restart()
 
-    def audit_from(self, source: AuditSource) -> None:
-        """Ship a slice of the engine's own truth with every step from now on."""
-        self._audit = Audit(self.emitter, self._capacities, self._restate, source)
+    def audit_from(self, source: AuditSource, every: int = 1) -> None:
+        """Ship a slice of the engine's own truth with every step from now on, or with every `every`-th one."""
+        self._audit = Audit(self.emitter, self._capacities, self._restate, source, every)
 
     # -- requests --
 

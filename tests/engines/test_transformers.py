@@ -291,6 +291,39 @@ def test_attached_and_detached_while_it_runs(tmp_path: Path) -> None:
     manager.stop(hard_stop=True)
 
 
+def test_a_manager_that_is_kept_for_the_next_session(tmp_path: Path) -> None:
+    """Its cache outlives the loop: the second recording begins with what the first one left, and finds it out."""
+    manager = manager_of("llama", blocks=40)
+    recording = kvmon.attach(manager, directory=tmp_path)
+    for session in range(2):
+        manager.start()
+        for number, prompt in enumerate(PROMPTS):
+            manager.add_request(prompt, request_id=f"client-{session}-{number}", max_new_tokens=60)
+        answers = 0
+        while answers < len(PROMPTS):
+            answers += manager.get_result(timeout=2) is not None
+        manager.stop(keep_for_next_session=True)
+        assert not recording._recorders, "it ended with its loop"
+    kvmon.detach(recording)
+    manager.model.destroy_cached_continuous_batching_manager()
+    words, begins = words_of(tmp_path), []
+    for event in events_of(tmp_path):
+        if event.kind is Kind.POOL_ATTACHED and not event.fields["restated"]:
+            begins.append('"fresh":true' in event.fields["text"])
+    assert begins == [True, False]
+    hits = [event.fields["hit_tokens"] for event in events_of(tmp_path) if event.kind is Kind.CACHE_HIT]
+    assert sum(hits[len(PROMPTS) :]) > sum(hits[: len(PROMPTS)])
+    state = StreamState(verify=True)
+    state.apply(words)
+    assert state.converged and {fault.kind.name for fault in state.faults()} <= {"FRAME_MISSING"}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_real_model_step_by_step(tmp_path: Path, name: str) -> None:
+    """With a model that computes, the fold is the engine as well."""
+    assert followed(tmp_path, name, 1, 40, scripted=False).compared == 40
+
+
 def parts(processor: Any) -> list[Any]:
     """Everything that is patched."""
     cache = processor.cache

@@ -125,8 +125,7 @@ def test_names_why_a_request_waits(build: Callable[..., Any], tmp_path: Path) ->
         failure = followed.read().pools[1].last_failure
         assert failure is not None
         assert (failure.reason, failure.need, failure.request) == ("exhausted", 7, 2)
-        assert failure.free + failure.evictable < failure.need
-        assert failure.free + failure.evictable == scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        assert (failure.free, failure.evictable) == (3, 0)
         assert _failures(tmp_path) == {"exhausted": 1}
         step = followed.state.last_step
         assert step is not None and (step.waiting, step.head_need) == (1, 7)
@@ -135,7 +134,7 @@ def test_names_why_a_request_waits(build: Callable[..., Any], tmp_path: Path) ->
         for _ in range(150):
             driver.step()
         last = followed.read().pools[1].last_failure
-        assert last is not None and last.reason == "never_fits" and last.outcome.name == "PREEMPTED_ITSELF"
+        assert last is not None and (last.reason, last.need) == ("never_fits", 11)
 
 
 def _aborted() -> Any:

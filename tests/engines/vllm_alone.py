@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import random
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,9 @@ def make_scheduler(
             kv_connector=connector, kv_role="kv_both", kv_connector_module_path="tests.engines.vllm_connector"
         )
     if kv_events is not None:
-        events = KVEventsConfig(enable_kv_cache_events=True, publisher=kv_events)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            endpoint = f"tcp://127.0.0.1:{free.getsockname()[1] - rank}"  # vLLM adds the rank
+        events = KVEventsConfig(enable_kv_cache_events=True, publisher=kv_events, endpoint=endpoint)
     config = _fitting(
         VllmConfig,
         model_config=model,
@@ -147,6 +151,7 @@ class Driver:
 
         init_none_hash(sha256)
         self.scheduler, self.random = scheduler, random.Random(seed)
+        self.nanoseconds = 0  # spent in the scheduler
         self._hasher = get_request_block_hasher(scheduler.block_size, sha256)
         self._made = 0
         self._in_flight = in_flight
@@ -186,7 +191,9 @@ class Driver:
 
     def step(self) -> None:
         """Schedule; once enough steps are in flight, take in the oldest one's output."""
+        begin = time.perf_counter_ns()
         self._outputs.append(self.scheduler.schedule())
+        self.nanoseconds += time.perf_counter_ns() - begin
         while len(self._outputs) >= self._in_flight:
             self.take_in()
 
@@ -200,9 +207,10 @@ class Driver:
             sampled.append([hash((rid, len(self.tokens.get(rid, ())))) % 500 + 3] if done else [])
             if done:
                 self.tokens.setdefault(rid, []).extend(sampled[-1])
-        result = self.scheduler.update_from_output(
-            output, self._model_output(list(output.num_scheduled_tokens), sampled)
-        )
+        answer = self._model_output(list(output.num_scheduled_tokens), sampled)
+        begin = time.perf_counter_ns()
+        result = self.scheduler.update_from_output(output, answer)
+        self.nanoseconds += time.perf_counter_ns() - begin
         for outputs in result.values():
             stats = outputs.scheduler_stats
             if stats is not None and stats.prefix_cache_stats is not None:

@@ -126,7 +126,7 @@ class BlockHooks:
         return touch
 
     def _caching(self, original: Function) -> Function:
-        cache, broken = self._pool.cache, self._broken
+        cache, cache_one, broken = self._pool.cache, self._pool.cache_one, self._broken
         names = list(inspect.signature(original).parameters)
         at, first, last = (names.index(name) for name in ("blocks", "num_cached_blocks", "num_full_blocks"))
 
@@ -136,7 +136,11 @@ class BlockHooks:
                 blocks = kwargs["blocks"] if at >= len(args) else args[at]
                 begin = kwargs["num_cached_blocks"] if first >= len(args) else args[first]
                 end = kwargs["num_full_blocks"] if last >= len(args) else args[last]
-                cache([block.block_id for block in blocks[begin:end] if block._block_hash is not None])
+                if end - begin == 1:  # the page that a decode has filled
+                    if blocks[begin]._block_hash is not None:
+                        cache_one(blocks[begin].block_id)
+                else:
+                    cache([block.block_id for block in blocks[begin:end] if block._block_hash is not None])
             except Exception:  # a guest, as above
                 broken("BlockPool.cache_full_blocks")
             return result

@@ -35,6 +35,7 @@ from kvmon.probe import Loss, Patches, PoolProbe, StreamProbe
 __all__ = ["LOG", "Recording", "recording_of"]
 
 LOG = logging.getLogger("vllm.kvmon")
+_STEPS_A_SLICE = 4  # of the audit: a slice is much beside a step
 _alive: weakref.WeakSet[Recording] = weakref.WeakSet()
 
 
@@ -154,7 +155,7 @@ class Recording(Attachment):
         self.held = Held(scheduler, pool)
         used = None if exact else Used(scheduler, pool)
         read = None if used is None else used.read
-        probe.audit_from(Truth(scheduler, self.requests, self.held, self.steps.written, read))
+        probe.audit_from(Truth(scheduler, self.requests, self.held, self.steps.written, read), _STEPS_A_SLICE)
         for request in scheduler.requests.values():
             self.waits.arrived(request)
         probe.tick()

@@ -96,5 +96,5 @@ def _parameters(owner: Any, name: str) -> tuple[str, ...]:
 
 
 def _can_patch(owner: object) -> bool:
-    """Whether the object has attributes of its own, so that a hook can stand before a method of its class."""
-    return isinstance(getattr(owner, "__dict__", None), dict)
+    """Whether the object can have attributes of its own, so that a hook can stand before a method of its class."""
+    return type(owner).__dictoffset__ != 0
