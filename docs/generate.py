@@ -2,6 +2,7 @@
 
     python docs/generate.py --figure2      paged-vs-standard.svg: PagedAttention's figure 2 as the simulator has it
     python docs/generate.py --scenarios    scenarios.md: the catalogue
+    python docs/generate.py --engines      engines.md: what each adapter declares that it sees
     python docs/generate.py --confusion    verdicts/README.md: what was found in every scenario, seeds 10 to 29
     python docs/generate.py --verdict NAME verdicts/NAME.md: the page that `kvmon explain NAME` prints
 
@@ -14,6 +15,8 @@ import io
 import sys
 from collections import Counter
 
+from kvmon.adapters.base import SIGHTS
+from kvmon.adapters.registry import adapters
 from kvmon.cli.record import run_setup
 from kvmon.cli.simulate_output import comparison
 from kvmon.diagnosis.reading import first_line, page, pages
@@ -154,6 +157,30 @@ def confusion() -> str:
     return "\n".join(lines)
 
 
+def engines() -> str:
+    """What each adapter sees, as it declares it."""
+    lines = [
+        "# What kvmon sees in your engine",
+        "",
+        "Written by `docs/generate.py --engines` from what adapters declare; change `kvmon/adapters`, not this page.",
+        "",
+        "`exact`: at every event. `sampled`: now and then. `absent`: not seen, and no number is made of it. A version",
+        "newer than the last one here is recorded with less (`counts`), an older one not at all; `kvmon doctor` says it.",
+    ]
+    for adapter in adapters():
+        one = adapter.declaration
+        first, last = (".".join(map(str, version)) for version in (one.first, one.last))
+        lines += ["", f"## {one.title}", "", f"Versions {first} to {last}, fidelity `{one.fidelity}`."]
+        lines += [f"Tested with {', '.join(one.tested)}."] if one.tested else []
+        lines += ["", f"- `kvmon.attach(...)` takes {one.attaches}."]
+        lines += [f"- By itself: {one.by_itself}."] if one.by_itself else []
+        lines += ["", "| what | how | where, or why not |", "| --- | --- | --- |"]
+        lines += [f"| {SIGHTS[name]} | {one.sees[name].how} | {one.sees[name].note} |" for name in SIGHTS]
+        lines += ["", "Not run, or only in part:", ""]
+        lines += [f"- {what}: {why}" for what, why in one.not_run.items()]
+    return "\n".join(lines)
+
+
 def _counts(found: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in found.most_common())
 
@@ -163,7 +190,7 @@ def verdict_page(name: str) -> str:
     return page(name).rstrip()
 
 
-PAGES = {"--figure2": figure2, "--scenarios": scenarios, "--confusion": confusion}
+PAGES = {"--figure2": figure2, "--scenarios": scenarios, "--engines": engines, "--confusion": confusion}
 
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "--verdict" and sys.argv[2] in pages():

@@ -54,6 +54,7 @@ VERBS = {
     "status": Verb("kvmon.cli.status:command", "One line a pool: what is wrong now, with an exit code."),
     "why": Verb("kvmon.cli.why:command", "Why the last request waited or failed, in words with numbers."),
     "holders": Verb("kvmon.cli.holders:command", "Who holds the memory, by class, state and age."),
+    "doctor": Verb("kvmon.cli.doctor:command", "Why nothing is recorded, or less than expected, and what to do."),
     "capture": Verb("kvmon.cli.capture:command", "Keep a recording as one compressed file, also of a dead engine."),
     "replay": Verb("kvmon.cli.replay:command", "What went wrong in a recording or capture, the answer first."),
     "explain": Verb("kvmon.cli.explain:command", "What a verdict means, how to confirm it, and what to do."),

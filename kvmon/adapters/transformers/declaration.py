@@ -16,6 +16,7 @@ DECLARATION = Declaration(
     module="transformers",
     first=(5, 20),
     last=(5, 24),
+    tested=("5.24.0",),
     attaches="a ContinuousBatchingManager (or its ContinuousBatchProcessor) of transformers",
     sees={
         "allocations": Sight("exact", "CachePool.get_free_blocks"),
