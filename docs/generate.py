@@ -165,7 +165,7 @@ def engines() -> str:
         "Written by `docs/generate.py --engines` from what adapters declare; change `kvmon/adapters`, not this page.",
         "",
         "`exact`: at every event. `sampled`: now and then. `absent`: not seen, and no number is made of it. A version",
-        "newer than the last one here is recorded with less (`counts`), an older one not at all; `kvmon doctor` says it.",
+        "newer than the last one here is recorded with less (`counts`), an older one not at all; see `kvmon doctor`.",
     ]
     for adapter in adapters():
         one = adapter.declaration

@@ -38,8 +38,9 @@ HYBRIDS = [name for name in LAYERS if name != "llama"]
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Claims with every step, quiet engines, and nothing attached afterwards."""
+    """Claims and a slice of the audit with every step, quiet engines, and nothing attached afterwards."""
     monkeypatch.setattr(steps, "CLAIMS_EVERY_NS", 0)
+    monkeypatch.setattr(recorder, "STEPS_A_SLICE", 1)
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL + 1)
     yield
     kvmon.detach()

@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def serve(model: str, directory: Path | None = None) -> tuple[dict[str, Any], str]:
+def serve(model: str, directory: Path | None = None, **environment: str) -> tuple[dict[str, Any], str]:
     """What a vLLM of its own answered, and what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.engines.vllm_model", model, *([] if directory is None else [str(directory)])],
         cwd=ROOT,
-        env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO"},
+        env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO", **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -48,3 +48,11 @@ def test_watched_or_not(model: str, unit_bytes: int, groups: int, tmp_path: Path
     assert (seen["unit_bytes"], seen["unit_tokens"]) == (unit_bytes, 32)
     assert seen["attributes"].get("groups", 1) == groups
     assert printed.count("kvmon records") == 1
+
+
+def test_excluded_by_vllms_own_list(tmp_path: Path) -> None:
+    """Where VLLM_PLUGINS does not name it, kvmon makes no file and prints no line."""
+    alone, printed = serve("llama", KVMON_DIR=str(tmp_path), VLLM_PLUGINS="lora_filesystem_resolver")
+    assert list(tmp_path.iterdir()) == []
+    assert "kvmon records" not in printed
+    assert len(alone["answers"]) == 23

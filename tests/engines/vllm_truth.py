@@ -28,6 +28,11 @@ class Followed:
     def of(cls, directory: Path) -> Followed:
         """The only stream in a directory."""
         (path,) = find_streams(directory)
+        return cls.at(path)
+
+    @classmethod
+    def at(cls, path: Path) -> Followed:
+        """The stream at `path`."""
         return cls(StreamReader(path), StreamState(verify=True))
 
     def read(self) -> StreamState:
