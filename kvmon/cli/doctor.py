@@ -1,29 +1,43 @@
 """`kvmon doctor`: why does nothing appear, or less than expected; one line a finding, each with what to do.
 
 Wiring only: adapters say what they would do, the recording says what happened. No engine is imported, nothing is kept.
+Segments are read with the standard library alone, so that it works in an engine's environment, and at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-import shutil
+import stat
+import sys
 import tempfile
+import textwrap
+import time
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvmon import __version__
-from kvmon.errors import ConfigError, NewerFormatError, RecordingError, SystemRefused
+from kvmon.errors import ConfigError, InputError, NewerFormatError, RecordingError, SystemRefused
+
+if TYPE_CHECKING:
+    from kvmon.adapters.settings import Settings
+    from kvmon.events import Event
+    from kvmon.recording import Header, Live
 
 __all__ = ["Finding", "command", "directory_findings", "environment_findings"]
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 _GROUP, _PLUGIN = "vllm.general_plugins", "kvmon"
+_STALL_SECONDS = 10.0  # as the exporter's default, whose module needs numpy
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,16 @@ def command(directory: Path | None, json_: bool) -> None:
 
     Run it where the engine runs: in its environment, as its user. Exit code 0 when nothing is in the way, 1 otherwise.
     """
-    found = [*environment_findings(os.environ), *directory_findings(directory)]
+    found = [*environment_findings(os.environ), *directory_findings(directory, os.environ)]
     if json_:
         click.echo(json.dumps({"version": 1, "findings": [asdict(one) for one in found]}, indent=2))
     else:
-        width = max(len(one.about) for one in found)
+        width = min(max(len(one.about) for one in found), 24)
         for one in found:
             mark = {OK: "ok", NOTE: "--", PROBLEM: "!!"}[one.how]
-            click.echo(click.wrap_text(f"{mark} {one.about:<{width}}  {one.words}", 80, "", " " * (width + 5)))
+            text, indent = _printable(f"{mark} {one.about:<{width}}  {one.words}"), " " * (width + 5)
+            for line in textwrap.wrap(text, 80, subsequent_indent=indent, break_on_hyphens=False):
+                click.echo(line)
     if any(one.how == PROBLEM for one in found):
         raise click.exceptions.Exit(1)
 
@@ -58,20 +74,19 @@ def command(directory: Path | None, json_: bool) -> None:
 def environment_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
     """What is installed here, and what the environment says."""
     from kvmon.adapters.registry import adapters
-    from kvmon.adapters.settings import Settings
 
     yield Finding("kvmon", OK, f"{__version__}, Python {platform.python_version()}")
-    try:
-        settings = Settings.from_environment(environment)
-    except ConfigError as error:
-        yield Finding("settings", PROBLEM, str(error))
-        settings = None
+    settings, problem = _settings(environment)
+    if problem:
+        yield Finding("settings", PROBLEM, problem)
+    elif settings is None:
+        yield Finding("settings", NOTE, "KVMON_DIR is not set: engines that load the plugin record nothing")
     else:
-        if settings is None:
-            yield Finding("settings", NOTE, "KVMON_DIR is not set: engines that load the plugin record nothing")
-        else:
-            name = settings.engine or "each adapter's own"
-            yield Finding("settings", OK, f"KVMON_DIR={settings.directory}, engine name: {name}")
+        name = settings.engine or "each adapter's own"
+        yield Finding("settings", OK, f"KVMON_DIR={settings.directory}, engine name: {name}")
+        given = environment["KVMON_DIR"].strip()
+        if not os.path.isabs(given):
+            yield Finding("settings", NOTE, f"KVMON_DIR={given} is another place in every process: give a whole path")
     for adapter in adapters():
         one = adapter.declaration
         version = one.installed()
@@ -89,6 +104,19 @@ def environment_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield _plugin(environment)
 
 
+def _settings(environment: Mapping[str, str]) -> tuple[Settings | None, str]:
+    """What the environment says, None without KVMON_DIR; and what is wrong with it, which is looked at in any case."""
+    from kvmon.adapters.settings import Settings
+
+    try:
+        Settings.from_environment({**environment, "KVMON_DIR": "/"})
+        return Settings.from_environment(environment), ""
+    except ConfigError as error:
+        return None, str(error)
+    except OSError as error:  # no current directory
+        return None, f"KVMON_DIR={environment.get('KVMON_DIR')} cannot be found ({error.strerror}): give a whole path"
+
+
 def _plugin(environment: Mapping[str, str]) -> Finding:
     """Whether vLLM would find the entry point, and would be let to."""
     if not any(point.name == _PLUGIN for point in entry_points(group=_GROUP)):
@@ -101,112 +129,284 @@ def _plugin(environment: Mapping[str, str]) -> Finding:
     return Finding("vllm plugin", OK, "visible; vLLM loads it in every process")
 
 
-def directory_findings(directory: Path | None) -> Iterator[Finding]:
+def directory_findings(directory: Path | None, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Whether engines can record there, and what those that did say of themselves."""
     if directory is None:
-        yield Finding("directory", NOTE, "none given: name one, or set KVMON_DIR")
+        yield Finding("directory", PROBLEM, "none to look at: name one, or set KVMON_DIR")
         return
-    if not directory.exists():
+    try:
+        status = os.stat(directory)
+    except (FileNotFoundError, NotADirectoryError):
         yield Finding("directory", PROBLEM, f"{directory} does not exist: make it before the engine starts, mode 0700")
         return
-    if not directory.is_dir():
-        yield Finding("directory", PROBLEM, f"{directory} is no directory: give the one that engines record into")
-        return
-    yield _writable(directory)
-    yield _room(directory)
-    try:
-        yield from _streams(directory)
-    except (RecordingError, NewerFormatError, SystemRefused, OSError) as error:
-        yield Finding("recordings", PROBLEM, str(error))
-
-
-def _writable(directory: Path) -> Finding:
-    try:
-        with tempfile.TemporaryFile(dir=directory):
-            pass
     except OSError as error:
-        return Finding(
-            "directory",
-            PROBLEM,
-            f"{directory} cannot be written by this user ({error.strerror}): run this as the engine's user, or give it"
-            " the directory",
-        )
-    shared = directory.stat().st_mode & 0o050
-    reach = "its group can read it" if shared == 0o050 else "its owner alone can read it"
-    return Finding("directory", OK, f"{directory} can be written; {reach}")
+        why = error.strerror
+        yield Finding("directory", PROBLEM, f"{directory} cannot be looked at ({why}): run this as the engine's user")
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        hint = f"; 'kvmon replay {directory}' reads a capture" if directory.suffix == ".kvmon" else ""
+        yield Finding("directory", PROBLEM, f"{directory} is no directory: give the one that engines record into{hint}")
+        return
+    settings, _ = _settings(environment)
+    streams: list[_Stream] = []
+    said: list[Finding] = []
+    try:
+        streams, said = _look(directory)
+    except (RecordingError, SystemRefused, OSError) as error:
+        said.append(Finding("recordings", PROBLEM, str(error)))
+    alive = [stream for stream in streams if stream.alive]
+    yield _writable(directory, recorded=bool(alive))
+    yield _readable(directory, status.st_mode, settings)
+    if settings is not None and os.path.realpath(settings.directory) != os.path.realpath(directory):
+        yield Finding("directory", NOTE, f"engines that start here record into {settings.directory}, which is another")
+    yield from _room(directory, alive, settings)
+    yield from said
+    for stream in streams:
+        yield from _said_by(stream)
 
 
-def _room(directory: Path) -> Finding:
+def _writable(directory: Path, *, recorded: bool) -> Finding:
+    """Whether this user could record: make a file, give it room, lock it. A sidecar needs none of this."""
+    import fcntl
+
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, 4096)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        why = f"{directory} cannot be written by this user ({error.strerror})"
+        if recorded:
+            return Finding("directory", NOTE, f"{why}: enough for a sidecar; an engine records there")
+        return Finding("directory", PROBLEM, f"{why}: run this as the engine's user, or give it the directory")
+    return Finding("directory", OK, f"{directory} can be written")
+
+
+def _readable(directory: Path, mode: int, settings: Settings | None) -> Finding:
+    shown, open_to_group = f"mode {stat.S_IMODE(mode):04o}", mode & 0o050 == 0o050
+    if settings is not None and settings.group_readable and not open_to_group:
+        words = f"KVMON_GROUP is set, but its group may not enter ({shown}): chmod g+rx {directory}"
+        return Finding("readers", PROBLEM, words)
+    if settings is not None and settings.group_readable:
+        return Finding("readers", OK, f"{shown} and KVMON_GROUP: the owner and its group")
+    return Finding("readers", OK, f"{shown}: its owner alone reads recordings; KVMON_GROUP=1 lets its group do so too")
+
+
+def _room(directory: Path, alive: list[_Stream], settings: Settings | None) -> Iterator[Finding]:
+    """What is free against what ranks will still take: one that is to come, or those that record now."""
     from kvmon.recording.writer import DEFAULT_BUDGET
     from kvmon.units import format_bytes
 
-    free = shutil.disk_usage(directory).free
-    if free < DEFAULT_BUDGET:
-        return Finding(
-            "room",
-            PROBLEM,
-            f"{format_bytes(free)} free, a rank keeps up to {format_bytes(DEFAULT_BUDGET)}: make room, or set a"
-            " smaller KVMON_BUDGET",
+    try:
+        system = os.statvfs(directory)
+    except OSError as error:
+        yield Finding("room", PROBLEM, f"how much is free cannot be seen ({error.strerror}): run as the engine's user")
+        return
+    free, budget = system.f_bavail * system.f_frsize, settings.budget if settings else DEFAULT_BUDGET
+    wanted = sum(max(0, budget - stream.bytes) for stream in alive) if alive else budget
+    words = f"{format_bytes(free)} free, a rank keeps up to {format_bytes(budget)}"
+    if free < wanted:
+        words += f", {format_bytes(wanted)} are still to come: make room, or set a smaller KVMON_BUDGET"
+    short = NOTE if alive else PROBLEM  # an engine that records already may have a budget of its own
+    yield Finding("room", short if free < wanted else OK, words)
+
+
+@dataclass
+class _Stream:
+    """What the newest segment of a stream says; `problem` where it cannot be read."""
+
+    path: Path
+    alive: bool | None = None
+    header: Header | None = None
+    live: Live | None = None
+    config: Mapping[str, Any] | None = None
+    last_step: Event | None = None
+    bytes: int = 0
+    refused: int = 0
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.header.engine}-{self.header.rank}" if self.header else self.path.name
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Since its last frame: by the clock that both share while it lives, else by the wall's."""
+        if self.header is None or self.live is None:
+            return None
+        if self.alive:
+            return max(0, time.monotonic_ns() - self.live.heartbeat_ns) / 1e9
+        return max(0, time.time_ns() - self.header.wall_ns - self.live.heartbeat_ns + self.header.mono_ns) / 1e9
+
+
+def _look(directory: Path) -> tuple[list[_Stream], list[Finding]]:
+    """The streams of a directory, and what stands in the way of seeing more of them.
+
+    Raises RecordingError, SystemRefused or OSError where the directory cannot be read.
+    """
+    from kvmon.recording import find_streams
+
+    paths = find_streams(directory)
+    folders = [entry for entry in sorted(directory.iterdir()) if entry.is_dir() and not entry.is_symlink()]
+    others = [entry for entry in folders if entry not in paths]
+    said = [
+        Finding(entry.name, PROBLEM, "may not be entered by this user: run as the engine's user or set KVMON_GROUP")
+        for entry in others
+        if not os.access(entry, os.R_OK | os.X_OK, effective_ids=True)
+    ]
+    if not paths and not said:
+        foreign = f" ({others[0].name} and what else is there is no recording)" if others else ""
+        words = f"none yet{foreign}: an engine begins one when it has built its scheduler; see its log"
+        said.append(Finding("recordings", NOTE, words))
+    return [_read(path) for path in paths], said
+
+
+def _read(path: Path) -> _Stream:
+    """One stream, whatever state it is in."""
+    stream = _Stream(path)
+    try:
+        _read_into(stream)
+    except (RecordingError, NewerFormatError, SystemRefused) as error:
+        stream.problem = str(error)
+    except OSError as error:
+        stream.problem = f"cannot be read ({error.strerror or error}): run as the engine's user or set KVMON_GROUP"
+    return stream
+
+
+def _read_into(stream: _Stream) -> None:
+    from kvmon.recording import Position, StreamReader, headers, is_alive
+
+    segments = sorted(stream.path.glob("*.seg"))
+    for file in (stream.path / "lock", *segments):
+        with contextlib.suppress(FileNotFoundError):  # the oldest may go at any moment
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                stream.problem = f"{file.name} is no regular file, so nobody made it but by hand: move it away"
+                return
+            stream.bytes += status.st_size
+    with contextlib.suppress(OSError):
+        stream.refused = (stream.path / "refused").lstat().st_size
+    stream.alive = is_alive(stream.path / "lock")
+    for header in islice(headers(stream.path), 2):  # the newest one may hold no whole frame yet
+        if stream.header is not None and header.epoch != stream.header.epoch:
+            break
+        reader = StreamReader(stream.path, Position(header.index, 0))
+        try:
+            piece = reader.poll() or reader.open_tail()
+            stream.header, stream.live = stream.header or header, stream.live or reader.live()
+        finally:
+            reader.close()
+        if piece is not None:
+            words = array("I", piece.data)
+            stream.config, stream.last_step = _config(words), _last_step(words)
+            break
+    if stream.header is None:
+        if stream.alive:
+            stream.problem = "its engine lives, but has no segment: is there room, and may it write here?"
+        elif segments:
+            stream.problem = "no segment can be read: damaged, or not of kvmon: move it away"
+        else:
+            stream.problem = "its engine ended before it recorded anything: see its log"
+
+
+def _config(words: array[int]) -> Mapping[str, Any] | None:
+    """The engine's configuration, which every segment begins with."""
+    from kvmon.events import Kind, decode
+
+    with contextlib.suppress(InputError, ValueError, IndexError, RecursionError):  # damaged
+        first = next(decode(words), None)
+        if first is not None and first.kind is Kind.ENGINE_CONFIG:
+            config = json.loads(first.fields["text"])
+            return config if isinstance(config, dict) else None
+    return None
+
+
+def _last_step(words: array[int]) -> Event | None:
+    """The record that closes the last frame, if it is a step."""
+    from kvmon.events import Kind, decode, record_words
+
+    for at in range(len(words) - 1, max(-1, len(words) - 64), -1):
+        with contextlib.suppress(InputError, IndexError):
+            if record_words(words, at) == len(words) - at:
+                last = next(decode(words, at), None)
+                if last is not None and last.kind in (Kind.STEP, Kind.TICK):
+                    return last if last.kind is Kind.STEP else None
+    return None
+
+
+def _said_by(stream: _Stream) -> Iterator[Finding]:
+    """What a stream says: how its engine is, then everything that makes it less than it could be."""
+    name, live = stream.name, stream.live
+    if stream.problem:
+        yield Finding(name, PROBLEM, stream.problem)
+        return
+    if live is not None:
+        yield _life(stream, live)
+    config = stream.config or {}
+    if config.get("reduced"):
+        yield Finding(name, PROBLEM, f"records less than it could: {config['reduced']}")
+    elif (declared := _declared(config)) and declared != config.get("fidelity"):
+        words = (
+            f"records less than it could, '{config.get('fidelity')}' and not '{declared}': the engine's log says why"
         )
-    return Finding("room", OK, f"{format_bytes(free)} free, a rank keeps up to {format_bytes(DEFAULT_BUDGET)}")
+        yield Finding(name, PROBLEM, words)
+    if live is not None and live.lost:
+        reasons = "; ".join(_reasons(live.lost_why)) or "the reason is not known"
+        yield Finding(name, PROBLEM, f"{live.lost:,} events could not be written: {reasons}")
+    if stream.refused:
+        words = "another engine of this name was turned away: set KVMON_ENGINE for one of them"
+        yield Finding(name, PROBLEM, f"{words} (it tried {stream.refused:,} times)" if stream.refused > 1 else words)
 
 
-def _streams(directory: Path) -> Iterator[Finding]:
-    """What each engine said when it was last heard of."""
-    from kvmon.exporter.follow import DirectoryFollower
+def _life(stream: _Stream, live: Live) -> Finding:
+    from kvmon.recording.layout import SEALED_CLOSED
+    from kvmon.units import format_duration
 
-    follower = DirectoryFollower([directory], fold_dead=True)
-    try:
-        follower.look()
-        for problem in follower.problems.values():
-            yield Finding("recordings", PROBLEM, problem)
-        follower.catch_up()
-        if not follower.streams and not follower.problems:
-            yield Finding(
-                "recordings", NOTE, "none yet: an engine begins one when it has built its scheduler; see its log"
-            )
-        for stream in follower.streams:
-            name = f"{stream.engine}-{stream.rank}"
-            if stream.problem:
-                yield Finding(name, PROBLEM, stream.problem)
-                continue
-            config = stream.state.config
-            life = "ended in order" if stream.ended else stream.life.value
-            age = stream.heartbeat_age_ns
-            heard = "" if age is None or stream.ended else f", last heard of {age / 1e9:,.1f} s ago"
-            adapter = f"{config.get('adapter', 'unknown adapter')} {config.get('engine_version', '')}".strip()
-            yield Finding(name, OK if life != "stalled" else PROBLEM, f"{life}{heard}; {adapter}, {stream.fidelity}")
-            if config.get("reduced"):
-                yield Finding(name, PROBLEM, f"records less than it could: {config['reduced']}")
-            if stream.lost_events:
-                reasons = "; ".join(_why(stream.path)) or "segments were gone before they were read"
-                yield Finding(name, PROBLEM, f"{stream.lost_events:,} events are missing: {reasons}")
-            turned_away = stream.path / "refused"
-            if turned_away.exists():
-                yield Finding(
-                    name, PROBLEM, "another engine of this name was turned away: set KVMON_ENGINE for one of them"
-                )
-    finally:
-        follower.close()
+    age = stream.age_seconds
+    heard = "" if age is None else f", last heard of {format_duration(age)} ago"
+    config = stream.config or {}
+    adapter = f"{config.get('adapter', 'unknown adapter')} {config.get('engine_version', '')}".strip()
+    who = f"{adapter}, {config.get('fidelity', 'exact')}" if config else "it has not said yet what it is"
+    fields = stream.last_step.fields if stream.last_step is not None else {}
+    works = bool(fields.get("running") or fields.get("waiting"))
+    if live.state == SEALED_CLOSED and not stream.alive:
+        return Finding(stream.name, OK, f"ended in order; {who}")
+    if stream.alive is None:
+        words = f"may be alive or not: no permission for its lock{heard}; {who}: run as the engine's user"
+        return Finding(stream.name, PROBLEM, words)
+    if not stream.alive:
+        words = f"dead, killed or crashed{heard}; {who}: 'kvmon replay' reads what it left"
+        return Finding(stream.name, PROBLEM, words)
+    if works and age is not None and age > _STALL_SECONDS:
+        words = f"stalled, has work but records nothing{heard}; {who}: it hangs, or kvmon was taken off; see its log"
+        return Finding(stream.name, PROBLEM, words)
+    return Finding(stream.name, OK, f"alive{heard}; {who}")
 
 
-def _why(path: Path) -> list[str]:
-    """The probe's own reasons, as the newest segment's header has them."""
+def _declared(config: Mapping[str, Any]) -> str:
+    """The fidelity that the adapter of a recording has at its best; empty for one that is not in the registry."""
+    from kvmon.adapters.registry import ADAPTERS, adapter
+
+    name = config.get("adapter")
+    return adapter(name).declaration.fidelity if isinstance(name, str) and name in ADAPTERS else ""
+
+
+def _reasons(lost_why: int) -> list[str]:
+    """The probe's own reasons for a loss, as a segment's header has them."""
     from kvmon.probe import Loss
-    from kvmon.recording.reader import StreamReader
 
-    reader = StreamReader(path)
-    try:
-        while reader.poll() is not None:
-            pass
-        live = reader.live()
-    finally:
-        reader.close()
     words = {
         Loss.DISK: "no room, or the directory went away",
+        Loss.SECOND_WRITER: "another engine took its name",
         Loss.THREAD: "the engine wrote from a second thread",
         Loss.FORK: "a forked child was turned away",
         Loss.VALUE: "values that fit no record",
         Loss.HOOK: "a hook failed and was switched off; see the engine's log",
     }
-    return [text for reason, text in words.items() if live is not None and reason & live.lost_why]
+    return [text for reason, text in words.items() if reason & lost_why]
+
+
+def _printable(text: str) -> str:
+    """Names are what somebody chose: nothing of them may move the cursor, or be more than the terminal can show."""
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)

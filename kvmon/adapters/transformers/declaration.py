@@ -16,7 +16,7 @@ DECLARATION = Declaration(
     module="transformers",
     first=(5, 20),
     last=(5, 24),
-    tested=("5.24.0",),
+    tested=("5.20.0", "5.22.2", "5.23.0", "5.24.0"),
     attaches="a ContinuousBatchingManager (or its ContinuousBatchProcessor) of transformers",
     sees={
         "allocations": Sight("exact", "CachePool.get_free_blocks"),

@@ -1,9 +1,5 @@
 """Hooks with a switch each: what is put around a method of an engine, and taken off again.
 
-Methods are replaced on instances. Asking an instance for its `__dict__` makes CPython 3.11 and 3.12 build one, after
-which every attribute of it is slower to read, the engine's own included (measured: 14 % of a scheduling step): here
-nobody asks.
-
 Beside `Patches.hook` there are bodies for hooks that are written by hand, because they are hot or must also run when
 the original raises. A body that fails is switched off, alone, and named; the engine goes on as if it were not there.
 """
@@ -39,44 +35,12 @@ class Body:
                 self._broken(self._label)
 
 
-class _InstancePatches(Patches):
-    """Patches that leave instances without a `__dict__` of their own."""
-
-    def __init__(self, count_failure: Callable[[str], None]) -> None:
-        super().__init__(count_failure)
-        self._on_instances: list[tuple[Any, str, Any, Any]] = []
-
-    def wrap(self, owner: Any, name: str, make: Callable[[Function], Function]) -> None:
-        """See `Patches.wrap`."""
-        if isinstance(owner, type):
-            super().wrap(owner, name, make)
-            return
-        original = getattr(owner, name)
-        bound = getattr(original, "__self__", None) is owner
-        replacement = make(original)
-        setattr(owner, name, replacement)
-        self._on_instances.append((owner, name, None if bound else original, replacement))
-
-    def undo(self) -> list[str]:
-        """See `Patches.undo`."""
-        left = super().undo()
-        while self._on_instances:
-            owner, name, before, replacement = self._on_instances.pop()
-            if getattr(owner, name, None) is not replacement:
-                left.append(f"{type(owner).__name__}.{name}")
-            elif before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-        return left
-
-
 class Hooks:
     """All hooks of one engine. `broken` is called once with the name of each whose body failed."""
 
     def __init__(self, broken: Callable[[str], None]) -> None:
         self._broken = broken
-        self._patches = _InstancePatches(broken)
+        self._patches = Patches(broken)
         self._bodies: list[Body] = []
 
     def around(self, owner: Any, name: str, *, before: Function | None = None, after: Function | None = None) -> None:

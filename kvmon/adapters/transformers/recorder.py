@@ -34,6 +34,7 @@ __all__ = ["Recorder", "say"]
 _WAIT_S = 5.0  # for the loop to end the recording itself
 _LOG = logging.getLogger("kvmon")
 CLOCK: Callable[[], int] = time.monotonic_ns
+STEPS_A_SLICE = 4  # of the audit: a slice costs as much as all else that is told of a step in which nothing happens
 
 
 def say(message: str) -> None:
@@ -208,9 +209,8 @@ class Recorder:
         host.install(hooks)
         SchedulerHooks(scheduler, requests, host, steps).install(hooks)
         hooks.around(processor, "update_batch", before=steps.updating, after=steps.updated)
-        probe.audit_from(
-            EngineAudit(cache, layout, requests, host, manager._cpu_pool, blocks.group_of_sector, steps.computed)
-        )
+        audit = EngineAudit(cache, layout, requests, host, manager._cpu_pool, blocks.group_of_sector, steps.computed)
+        probe.audit_from(audit, STEPS_A_SLICE)
 
     # -- how it ends --
 

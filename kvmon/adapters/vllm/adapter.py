@@ -140,7 +140,7 @@ class VllmAdapter:
         if support.grade == "refused":
             raise InputError(support.why)
         with contextlib.suppress(OSError):  # what cannot be made is said by the recording
-            settings.directory.mkdir(mode=0o700, exist_ok=True)
+            settings.directory.mkdir(mode=0o750 if settings.group_readable else 0o700, exist_ok=True)
         return Recording(scheduler, settings, support, version)
 
     def arm(self, settings: Settings) -> Armed:
