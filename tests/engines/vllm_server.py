@@ -1,4 +1,9 @@
-"""`vllm serve` and kvmon's exporter as processes of their own, as users run them."""
+"""`vllm serve` and kvmon's exporter as processes of their own, as users run them.
+
+    python -m tests.engines.vllm_server fork|spawn FOLDER
+
+prints what an engine answers whose core is another process, forked or spawned.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from typing import Any
 
 from tests.engines.tiny_models import write_llama
 
-__all__ = ["completion", "engine_cores", "exporter", "samples", "serve", "wait_for"]
+__all__ = ["completion", "engine_cores", "exporter", "holders", "samples", "serve", "wait_for"]
 
 ROOT = Path(__file__).parents[2]
 _START_SECONDS = 180.0
@@ -48,6 +53,9 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
         )
     try:
         yield process
+    except BaseException:
+        print(f"{log}:\n{log.read_text(errors='replace')[-3000:]}")  # pytest shows it with the failure
+        raise
     finally:
         for sign, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
             with contextlib.suppress(ProcessLookupError):
@@ -122,13 +130,65 @@ def completion(address: str, prompt: list[int], tokens: int) -> dict[str, Any]:
     return found
 
 
+def _processes(of: subprocess.Popen[bytes]) -> Iterator[Path]:
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.getpgid(int(entry.name)) == of.pid:
+                yield entry
+
+
 def engine_cores(process: subprocess.Popen[bytes]) -> list[int]:
     """Processes of this server that hold a scheduler."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                if b"EngineCore" in title and os.getpgid(int(entry.name)) == process.pid:
-                    found.append(int(entry.name))
+    for entry in _processes(process):
+        with contextlib.suppress(OSError):
+            if b"EngineCore" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
     return sorted(found)
+
+
+def holders(process: subprocess.Popen[bytes], directory: Path) -> list[int]:
+    """Processes of this server that have a file of this directory open or mapped."""
+    found = []
+    for entry in _processes(process):
+        with contextlib.suppress(OSError):
+            links = [os.readlink(link) for link in (entry / "fd").iterdir()]
+            if any(f"{directory}/" in held for held in (*links, (entry / "maps").read_text())):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def main() -> None:
+    """Serve some requests at once with greedy sampling."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
+
+    config = EngineArgs(
+        model=str(write_llama(Path(sys.argv[2]))),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        num_gpu_blocks_override=24,
+        max_model_len=512,
+        block_size=32,
+        max_num_seqs=16,
+        seed=1,
+    ).create_engine_config()
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = sys.argv[1]  # on a CPU the configuration has just said spawn
+    engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=True)
+    for number in range(24):
+        params = SamplingParams(max_tokens=40 + 5 * (number % 7), temperature=0.0, ignore_eos=True, detokenize=False)
+        prompt = [(at * 7 + number % 3 * 91) % 500 + 3 for at in range(40 + 9 * (number % 11))]
+        engine.add_request(f"r{number}", {"prompt_token_ids": prompt}, params)
+    answers = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                answers[output.request_id] = list(output.outputs[0].token_ids)
+    print(json.dumps({"answers": answers}, sort_keys=True), flush=True)
+
+
+if __name__ == "__main__":
+    main()

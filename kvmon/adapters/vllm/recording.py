@@ -108,6 +108,7 @@ class Recording(Attachment):
 
     def _ending(self, request: Any, *args: Any, **kwargs: Any) -> None:
         self._enter()
+        self.waits.tell()
         self.requests.end(request)
         self.steps.gone(request.request_id)
 

@@ -170,6 +170,7 @@ class Steps:
             for rid, request in self._restate.items():
                 self._progress(rid, request)
             self._restate.clear()
+        self._waits.tell()
         self._requests.step()
         if now - self._claimed_ns > _SECOND_NS or now < self._claimed_ns:
             self._claimed_ns = now
