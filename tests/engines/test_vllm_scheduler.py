@@ -6,6 +6,9 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from kvmon.adapters.vllm import ADAPTER
 from kvmon.adapters.vllm.recording import Recording
 from kvmon.errors import ConfigError, InputError
 from kvmon.events import FAILURE_REASONS
+from kvmon.exporter.follow.stream import Progress, StreamFollower
 from kvmon.recording.reader import find_streams
 from kvmon.state import StreamState
 from tests.engines.vllm_alone import Driver, make_scheduler
@@ -485,3 +489,81 @@ def test_what_is_no_engine_is_refused() -> None:
         kvmon.attach("vllm")
     with pytest.raises(ConfigError, match="is not attached"):
         kvmon.detach("vllm")
+
+
+def test_blocks_that_a_connector_holds_are_deferred(build: Callable[..., Any], tmp_path: Path) -> None:
+    """A request has ended and its blocks are read on: deferred until they come back, also where others share them."""
+    from vllm.v1.outputs import KVConnectorOutput
+
+    scheduler = build(connector="HoldingConnector", blocks=60)
+    driver = Driver(scheduler, 3)
+    with kvmon.attach(scheduler, directory=tmp_path / "kv") as recording:
+        followed = Followed.of(tmp_path / "kv")
+        most = 0
+
+        def check() -> None:
+            nonlocal most
+            state = followed.read()
+            assert differences(state, scheduler, recording) == []
+            most = max(most, state.pools[1].units["deferred"])
+            held = scheduler.connector.held
+            if len(held) > 2:
+                scheduler._update_from_kv_xfer_finished(KVConnectorOutput(finished_sending={held.pop(0)}))
+
+        traffic(driver, 200, check)
+        assert most > 5
+        assert recording.grade == "exact"
+        assert followed.read().faults() == []
+
+
+def test_clocks_that_jump(build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours ahead, hours back: no step takes less than no time, and units and tokens stay right."""
+    from kvmon.adapters.vllm import steps
+
+    class Jumping:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def monotonic_ns(self) -> int:
+            self.calls += 1
+            return time.monotonic_ns() + (self.calls % 7 - 3) * 3_600_000_000_000
+
+    monkeypatch.setattr(steps, "time", Jumping())
+    scheduler = build()
+    driver = Driver(scheduler, 1)
+    with kvmon.attach(scheduler, directory=tmp_path / "kv") as recording:
+        followed = Followed.of(tmp_path / "kv")
+
+        def check() -> None:
+            state = followed.read()
+            assert differences(state, scheduler, recording) == []
+            assert state.last_step is not None and state.last_step.duration_ns >= 0
+
+        traffic(driver, 80, check)
+        assert recording.grade == "exact" and recording.probe.lost == 0
+
+
+def test_a_recording_left_by_a_dead_process_of_the_same_pid(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is alive is a matter of locks, not of numbers: the new engine records, the old one is forgotten."""
+    code = (
+        "import os, sys; from pathlib import Path; from kvmon.probe import PoolInfo, StreamProbe\n"
+        "probe = StreamProbe(Path(sys.argv[1]), 'vllm'); pool = probe.attach_pool(PoolInfo('kv', 39, 64, 16))\n"
+        "probe.arrived(99, 1, 16); pool.alloc([1, 2, 3]); probe.tick(); print(os.getpid(), flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    directory = tmp_path / "kv"
+    directory.mkdir()
+    dead = subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True)
+    monkeypatch.setattr(os, "getpid", lambda: int(dead.stdout))
+    scheduler = build()
+    driver = Driver(scheduler, 1)
+    with kvmon.attach(scheduler, directory=directory) as recording:
+        traffic(driver, 40)
+        assert isinstance(recording, Recording) and recording.probe.writing
+        follower = StreamFollower(directory / "vllm-0")
+        while follower.poll() is not Progress.NOTHING:
+            pass
+        assert differences(follower.state, scheduler, recording) == []
+        follower.close()

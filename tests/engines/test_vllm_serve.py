@@ -151,7 +151,7 @@ def _followed(directory: Path) -> dict[str, StreamState]:
 
 
 def test_data_parallel_ranks_are_streams(tmp_path: Path) -> None:
-    """Two ranks, two recordings, each with requests of its own."""
+    """Two ranks, two recordings, each with requests of its own; processes are forked."""
     directory = tmp_path / "kv"
     options = ("--data-parallel-size", "2")
     with serve(tmp_path, *options, KVMON_DIR=str(directory), KVMON_ENGINE="two") as (address, log, process):
@@ -169,9 +169,11 @@ def test_data_parallel_ranks_are_streams(tmp_path: Path) -> None:
 
 
 def test_tensor_parallel_shards_are_one_pool(tmp_path: Path) -> None:
-    """Two workers, one scheduler: one recording, whose bytes are those of one shard."""
+    """Two workers, one scheduler: one recording, whose bytes are those of one shard; processes are spawned."""
     directory = tmp_path / "kv"
-    with serve(tmp_path, "--tensor-parallel-size", "2", KVMON_DIR=str(directory)) as (address, log, process):
+    with serve(
+        tmp_path, "--tensor-parallel-size", "2", KVMON_DIR=str(directory), VLLM_WORKER_MULTIPROC_METHOD="spawn"
+    ) as (address, log, process):
         completion(address, _prompt(1), 20)
         assert len(said_by_kvmon(log.read_text())) == 1
         assert holders(process, directory) == engine_cores(process)

@@ -55,20 +55,21 @@ class Held:
                 continue
             if self._draining and units[unit]:
                 units[unit] -= 1
-                if not units[unit]:
-                    del units[unit]
             if unit in deferred:
-                deferred.discard(unit)
-                pool.free_one(unit)
+                if not units[unit]:  # the last of those that hold it
+                    deferred.discard(unit)
+                    pool.free_one(unit)
                 continue
             pool.unshare_one(unit)
             self._defer(block)
+        for unit in [unit for unit, holds in units.items() if not holds]:
+            del units[unit]
 
     def touched(self, units: Sequence[int]) -> None:
-        """A hit revives units that were deferred: the reference that is held counts again, beside the new one."""
+        """A hit revives units that were deferred: the references that are held count again, beside the new one."""
         revived = [unit for unit in units if unit in self.deferred]
         self.deferred.difference_update(revived)
-        self._pool.share(revived)
+        self._pool.share([unit for unit in revived for _ in range(self.units[unit])])
 
     def _hold(self, blocks: Iterable[Any]) -> None:
         for block in blocks:
@@ -77,10 +78,11 @@ class Held:
                 self._defer(block)
 
     def _defer(self, block: Any) -> None:
-        """Nobody but a transfer refers to it: one reference, and it is a held one."""
-        unit = block.block_id
-        if self.units.get(unit) and block.ref_cnt == 1 and unit not in self.deferred:
+        """Nobody but transfers refers to it: one unit that waits, however many hold it."""
+        unit, holds = block.block_id, self.units.get(block.block_id, 0)
+        if holds and block.ref_cnt == holds and unit not in self.deferred:
             self.deferred.add(unit)
+            self._pool.unshare([unit] * (holds - 1))
             self._pool.defer((unit,))
 
     def _look_at_parked(self) -> None:
