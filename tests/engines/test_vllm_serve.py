@@ -116,10 +116,10 @@ def test_a_server_under_load_and_its_death(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             loads = [pool.submit(completion, address, _prompt(number), 300) for number in range(16)]
-            wait_for("load", lambda: value(samples(sidecar), "kvmon_requests", "running") > 3, 20, log)
+            wait_for("load", lambda: value(samples(sidecar), "kvmon_requests", "running") > 3, 60, log)
             (core,) = engine_cores(process)
             os.kill(core, signal.SIGKILL)
-            wait_for("death", lambda: not engine_cores(process), 10, log)
+            wait_for("death", lambda: not engine_cores(process), 30, log)
             samples(sidecar)
             time.sleep(1)  # a short interval of scrapes
             second = samples(sidecar)

@@ -25,7 +25,7 @@ from tests.engines.tiny_models import write_llama
 __all__ = ["completion", "engine_cores", "exporter", "holders", "samples", "serve", "wait_for"]
 
 ROOT = Path(__file__).parents[2]
-_START_SECONDS = 180.0
+_START_SECONDS = 300.0
 
 
 def free_port() -> int:
