@@ -128,7 +128,7 @@ def test_a_server_under_load_and_its_death(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             assert any(load.exception() is not None for load in loads)
     found = recorded(directory / "vllm-0")
-    assert found[Kind.REQUEST_FINISHED] >= 60 and 3 < found[Kind.REQUEST_ARRIVED] - 60 <= 8
+    assert found[Kind.REQUEST_FINISHED] >= 60 and 3 < found[Kind.REQUEST_ARRIVED] - 60 <= 16
     verified = kvmon("verify", str(directory))
     assert verified.returncode == 0, verified.stdout
     kept = kvmon("capture", str(directory), "-o", str(tmp_path / "x.kvmon"))
@@ -150,10 +150,11 @@ def _followed(directory: Path) -> dict[str, StreamState]:
     return states
 
 
+# expensive: a start of vLLM with two engine cores
 def test_data_parallel_ranks_are_streams(tmp_path: Path) -> None:
-    """Two ranks, two recordings, each with requests of its own; processes are forked."""
+    """Two ranks, two recordings, each with requests of its own."""
     directory = tmp_path / "kv"
-    options = ("--data-parallel-size", "2")
+    options = ("--data-parallel-size", "2", "--api-server-count", "1")
     with serve(tmp_path, *options, KVMON_DIR=str(directory), KVMON_ENGINE="two") as (address, log, process):
         with ThreadPoolExecutor(12) as pool:
             list(pool.map(lambda number: completion(address, _prompt(number), 30), range(24)))
@@ -168,12 +169,11 @@ def test_data_parallel_ranks_are_streams(tmp_path: Path) -> None:
     assert kvmon("verify", str(directory)).returncode == 0
 
 
+# expensive: a start of vLLM with two workers
 def test_tensor_parallel_shards_are_one_pool(tmp_path: Path) -> None:
-    """Two workers, one scheduler: one recording, whose bytes are those of one shard; processes are spawned."""
+    """Two workers, one scheduler: one recording, whose bytes are those of one shard."""
     directory = tmp_path / "kv"
-    with serve(
-        tmp_path, "--tensor-parallel-size", "2", KVMON_DIR=str(directory), VLLM_WORKER_MULTIPROC_METHOD="spawn"
-    ) as (address, log, process):
+    with serve(tmp_path, "--tensor-parallel-size", "2", KVMON_DIR=str(directory)) as (address, log, process):
         completion(address, _prompt(1), 20)
         assert len(said_by_kvmon(log.read_text())) == 1
         assert holders(process, directory) == engine_cores(process)
@@ -207,7 +207,10 @@ def answered(method: str, folder: Path, **environment: str) -> tuple[Any, list[s
 
 # expensive: four starts of vLLM
 def test_answers_are_the_same_forked_spawned_or_unwatched(tmp_path: Path) -> None:
-    """Every token; one recording and one line where it is wanted, nothing at all where it is not."""
+    """Every token; one recording and one line where it is wanted, nothing at all where it is not.
+
+    `vllm serve` on a CPU always spawns; only here is a process forked that has the patches already.
+    """
     kv = {name: tmp_path / f"kv-{name}" for name in ("excluded", "fork", "spawn")}
     alone, said = answered("fork", tmp_path / "alone")
     assert len(alone) == 24 and said == []
