@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -114,11 +115,24 @@ def test_a_server_under_load_and_its_death(tmp_path: Path) -> None:
         assert len(said) == 1 and "kvmon records vllm (rank 0)" in said[0] and "EngineCore" in said[0]
         assert holders(process, directory) == engine_cores(process)
 
+        dead = threading.Event()
+
+        def ask(number: int) -> None:
+            while not dead.is_set():
+                completion(address, _prompt(number), 300)
+
+        def loaded() -> bool:
+            now = samples(sidecar)
+            return value(now, "kvmon_requests", "running") > 1 and value(now, "kvmon_preemptions_total") > preempted
+
         with ThreadPoolExecutor(8) as pool:
-            loads = [pool.submit(completion, address, _prompt(number), 300) for number in range(16)]
-            wait_for("load", lambda: value(samples(sidecar), "kvmon_requests", "running") > 3, 60, log)
-            (core,) = engine_cores(process)
-            os.kill(core, signal.SIGKILL)
+            loads = [pool.submit(ask, number) for number in range(8)]
+            try:
+                wait_for("load", loaded, 60, log)
+                (core,) = engine_cores(process)
+                os.kill(core, signal.SIGKILL)
+            finally:
+                dead.set()
             wait_for("death", lambda: not engine_cores(process), 30, log)
             samples(sidecar)
             time.sleep(1)  # a short interval of scrapes
@@ -126,9 +140,9 @@ def test_a_server_under_load_and_its_death(tmp_path: Path) -> None:
             assert second['kvmon_engine_up{engine="vllm",rank="0"}'] == 0
             assert value(second, "kvmon_memory_bytes") == 0, "a dead engine looks alive"
             os.killpg(process.pid, signal.SIGKILL)
-            assert any(load.exception() is not None for load in loads)
+            assert any(load.exception() is not None for load in loads), "nothing was under way"
     found = recorded(directory / "vllm-0")
-    assert found[Kind.REQUEST_FINISHED] >= 60 and 3 < found[Kind.REQUEST_ARRIVED] - 60 <= 16
+    assert found[Kind.REQUEST_ARRIVED] > found[Kind.REQUEST_FINISHED] >= 60
     verified = kvmon("verify", str(directory))
     assert verified.returncode == 0, verified.stdout
     kept = kvmon("capture", str(directory), "-o", str(tmp_path / "x.kvmon"))
@@ -212,18 +226,24 @@ def test_answers_are_the_same_forked_spawned_or_unwatched(tmp_path: Path) -> Non
     `vllm serve` on a CPU always spawns; only here is a process forked that has the patches already.
     """
     kv = {name: tmp_path / f"kv-{name}" for name in ("excluded", "fork", "spawn")}
-    alone, said = answered("fork", tmp_path / "alone")
+    environments = {name: {"KVMON_DIR": str(path)} for name, path in kv.items()}
+    environments["excluded"]["VLLM_PLUGINS"] = "lora_filesystem_resolver"
+    environments["alone"] = {}
+    with ThreadPoolExecutor(2) as pool:  # most of it is one thread that imports
+        runs = {
+            name: pool.submit(answered, "spawn" if name == "spawn" else "fork", tmp_path / name, **environment)
+            for name, environment in environments.items()
+        }
+    alone, said = runs["alone"].result()
     assert len(alone) == 24 and said == []
-    assert not [path for path in tmp_path.rglob("*") if path.name == "key" or path.suffix == ".seg"]
-    excluded = answered(
-        "fork", tmp_path / "excluded", KVMON_DIR=str(kv["excluded"]), VLLM_PLUGINS="lora_filesystem_resolver"
-    )
-    assert excluded == (alone, []) and not kv["excluded"].exists()
+    assert runs["excluded"].result() == (alone, [])
     for method in ("fork", "spawn"):
-        watched, said = answered(method, tmp_path / method, KVMON_DIR=str(kv[method]))
+        watched, said = runs[method].result()
         assert watched == alone
         assert len(said) == 1 and "kvmon records vllm (rank 0)" in said[0] and "EngineCore" in said[0]
         assert [path.name for path in find_streams(kv[method])] == ["vllm-0"]
         found = recorded(kv[method] / "vllm-0")
         assert found[Kind.REQUEST_ARRIVED] == found[Kind.REQUEST_FINISHED] == 24
         assert found[Kind.PREEMPTED] > 5
+    segments = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.seg")}
+    assert segments == {"kv-fork", "kv-spawn"} and not kv["excluded"].exists()
