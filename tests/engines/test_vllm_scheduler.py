@@ -22,6 +22,7 @@ from kvmon.adapters.vllm import ADAPTER
 from kvmon.adapters.vllm.recording import Recording
 from kvmon.errors import ConfigError, InputError
 from kvmon.events import FAILURE_REASONS
+from kvmon.events.totals import PoolTotal
 from kvmon.exporter.follow.stream import Progress, StreamFollower
 from kvmon.recording.reader import find_streams
 from kvmon.state import StreamState
@@ -119,7 +120,8 @@ def test_names_why_a_request_waits(build: Callable[..., Any], tmp_path: Path) ->
     """A refusal is told once a wait, with its need, and says so where the request can never fit."""
     scheduler = build(blocks=11)
     driver = Driver(scheduler)
-    with kvmon.attach(scheduler, directory=tmp_path / "kv"):
+    with kvmon.attach(scheduler, directory=tmp_path / "kv") as recording:
+        assert isinstance(recording, Recording)
         followed = Followed.of(tmp_path / "kv")
         driver.add(100, 60)
         driver.step()
@@ -130,7 +132,7 @@ def test_names_why_a_request_waits(build: Callable[..., Any], tmp_path: Path) ->
         assert failure is not None
         assert (failure.reason, failure.need, failure.request) == ("exhausted", 7, 2)
         assert (failure.free, failure.evictable) == (3, 0)
-        assert _failures(tmp_path) == {"exhausted": 1}
+        assert _failures(recording) == {"exhausted": 1}
         step = followed.state.last_step
         assert step is not None and (step.waiting, step.head_need) == (1, 7)
         scheduler.finish_requests("request-1", _aborted())
@@ -147,10 +149,7 @@ def _aborted() -> Any:
     return RequestStatus.FINISHED_ABORTED
 
 
-def _failures(tmp_path: Path) -> dict[str, int]:
-    from kvmon.events.totals import PoolTotal
-
-    recording = kvmon.adapters.registry.attached()[0]  # type: ignore[attr-defined]
+def _failures(recording: Recording) -> dict[str, int]:
     totals = next(recording.probe.pools())[0].totals
     return {
         reason: totals[PoolTotal.FAILED_FIRST + number]
@@ -428,13 +427,13 @@ def test_classes_by_the_operators_rule(build: Callable[..., Any], tmp_path: Path
         driver = Driver(scheduler)
         for priority in (5, 5, 9):
             driver.add(10, 10, priority=priority)
-        assert list(recording.requests.classes.values()) == [1, 1, 2]
+        assert [one.class_id for one in recording.requests.facts.values()] == [1, 1, 2]
     other = build()
     with kvmon.attach(other, directory=tmp_path / "kv2", class_by="length") as recording:
         driver = Driver(other)
         for length in (1, 100, 130):
             driver.add(length, 10)
-        assert list(recording.requests.classes.values()) == [1, 7, 8]
+        assert [one.class_id for one in recording.requests.facts.values()] == [1, 7, 8]
 
 
 def test_armed_engines_are_recorded_until_detached(build: Callable[..., Any], tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ imported when the adapter attaches or is armed, never before.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kvmon.adapters.base import Attachment, Declaration, Sight
 from kvmon.adapters.settings import Settings
-from kvmon.adapters.vllm.shape import is_scheduler
+from kvmon.adapters.vllm.shape import SCHEDULER_MODULE, is_scheduler
 from kvmon.errors import ConfigError, InputError, KvmonError
 from kvmon.probe import Patches
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ADAPTER", "Armed", "VllmAdapter"]
 
-_SCHEDULER_MODULE = "vllm.v1.core.sched.scheduler"
 # from what a user holds to its scheduler, where both are in one process
 _WAYS = ("", "scheduler", "engine_core.scheduler", "engine_core.engine_core.scheduler",
          "llm_engine.engine_core.engine_core.scheduler")  # fmt: skip
@@ -55,7 +55,7 @@ DECLARATION = Declaration(
         "tokens": Sight("sampled", "prompt chunks exactly, of decodes one a step, corrected once a second"),
         "steps": Sight("exact", "Scheduler.schedule, update_from_output"),
         "claims": Sight("sampled", "free blocks and usage, once a second"),
-        "audit": Sight("sampled", "references and content of 128 blocks and 4 requests a step"),
+        "audit": Sight("sampled", "references and content of 128 blocks, or 4 requests, each fourth step"),
         "geometry": Sight("exact", "kv_cache_config; tensor and pipeline shards as an attribute"),
         "offload": Sight("absent", "what a connector moves to other tiers is not followed"),
     },
@@ -74,9 +74,10 @@ class Armed(Attachment):
 
     def __init__(self, settings: Settings, adapter: VllmAdapter) -> None:
         self._settings, self._adapter = settings, adapter
-        self._made: list[Recording] = []
-        self._patches: Patches | None = Patches()
-        scheduler = import_module(_SCHEDULER_MODULE).Scheduler
+        # weakly: an engine that its owner lets go must not be kept by whoever watches it
+        self._made: weakref.WeakSet[Recording] = weakref.WeakSet()
+        self._patches: Patches | None = Patches(self._broken)
+        scheduler = import_module(SCHEDULER_MODULE).Scheduler
         self._patches.hook(scheduler, "__init__", after=self._built)
 
     @property
@@ -93,19 +94,22 @@ class Armed(Attachment):
         """Stop recording: what was built since, and what will be."""
         if self._patches is None:
             return []
-        left = [name for made in self._made for name in made.detach()] + self._patches.undo()
+        left = [name for made in list(self._made) for name in made.detach()] + self._patches.undo()
         self._patches = None
-        self._made.clear()
         return left
 
     def _built(self, result: object, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         from kvmon.adapters.vllm.recording import LOG
 
         try:
-            self._made = [made for made in self._made if made.grade != "off"]
-            self._made.append(self._adapter.attach(scheduler, self._settings))
+            self._made.add(self._adapter.attach(scheduler, self._settings))
         except KvmonError as error:
             LOG.warning("kvmon records nothing: %s", error)
+
+    def _broken(self, hook: str) -> None:
+        from kvmon.adapters.vllm.recording import LOG, failure
+
+        LOG.warning("kvmon records nothing that is built from now on: %s", failure(hook))
 
 
 class VllmAdapter:

@@ -55,15 +55,14 @@ class Held:
                 continue
             if self._draining and units[unit]:
                 units[unit] -= 1
-            if unit in deferred:
-                if not units[unit]:  # the last of those that hold it
-                    deferred.discard(unit)
-                    pool.free_one(unit)
-                continue
-            pool.unshare_one(unit)
-            self._defer(block)
-        for unit in [unit for unit, holds in units.items() if not holds]:
-            del units[unit]
+            if unit not in deferred:
+                pool.unshare_one(unit)
+                self._defer(block)
+            elif not units[unit]:  # the last of those that hold it
+                deferred.discard(unit)
+                pool.free_one(unit)
+            if not units[unit]:
+                del units[unit]
 
     def touched(self, units: Sequence[int]) -> None:
         """A hit revives units that were deferred: the references that are held count again, beside the new one."""

@@ -32,7 +32,7 @@ from kvmon.adapters.vllm.waits import Waits
 from kvmon.errors import InputError
 from kvmon.probe import Loss, Patches, PoolProbe, StreamProbe
 
-__all__ = ["LOG", "Recording", "recording_of"]
+__all__ = ["LOG", "Recording", "failure", "recording_of"]
 
 LOG = logging.getLogger("vllm.kvmon")
 _STEPS_A_SLICE = 4  # of the audit: a slice is much beside a step
@@ -108,7 +108,6 @@ class Recording(Attachment):
 
     def _ending(self, request: Any, *args: Any, **kwargs: Any) -> None:
         self._enter()
-        self.waits.tell()
         self.requests.end(request)
         self.steps.gone(request.request_id)
 
@@ -197,10 +196,10 @@ class Recording(Attachment):
         with contextlib.suppress(Exception):  # a guest: nothing of this may reach the engine
             self.probe.emitter.complain(Loss.HOOK)
             if self._grade == "exact":
-                self._reduce(_failure(hook))
+                self._reduce(failure(hook))
                 return
         with contextlib.suppress(Exception):
-            LOG.warning("kvmon has stopped recording, the engine goes on: %s", _failure(hook))
+            LOG.warning("kvmon has stopped recording, the engine goes on: %s", failure(hook))
         with contextlib.suppress(Exception):
             self.detach()
 
@@ -233,7 +232,7 @@ class Recording(Attachment):
         return int(parallel.data_parallel_rank if rank is None else rank)
 
 
-def _failure(hook: str) -> str:
+def failure(hook: str) -> str:
     """What is known of a hook's failure, while it is being handled."""
     error = sys.exc_info()[1]
     return f"the hook of {hook} failed" + ("" if error is None else f" ({type(error).__name__}: {error})"[:200])

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvmon.events.kinds import FinishReason
 from kvmon.probe import PageHasher, StreamProbe
 
-__all__ = ["PageNames", "Requests", "class_rule", "finish_reason"]
+__all__ = ["Facts", "PageNames", "Requests", "class_rule", "finish_reason"]
 
 _PAGES_A_STEP = 256
 _LAST_PAGES = 64  # of what was generated, named when a request ends
@@ -109,23 +109,30 @@ class PageNames:
                 self._queue.appendleft((number, rid, request, first + count))
 
 
+class Facts(NamedTuple):
+    """What an audit says again of a request."""
+
+    class_id: int
+    arrived_ns: int
+
+
 class Requests:
     """Live requests by vLLM's id, and what is said of each when it comes and when it goes.
 
-    `prefilling` holds those that were admitted and have not answered yet.
+    `prefilling` holds those that were admitted and have not answered yet. Nothing is said before `record_with`.
     """
+
+    _probe: StreamProbe
+    _pages: PageNames
 
     def __init__(self, directory: Path, scheduler: Any, class_by: str) -> None:
         self._scheduler = scheduler
         self.numbers: dict[str, int] = {}
-        self.classes: dict[str, int] = {}
-        self.arrived_ns: dict[str, int] = {}
+        self.facts: dict[str, Facts] = {}
         self.prefilling: dict[str, Any] = {}
         self._last = 0
         self._hasher = PageHasher(directory)
         self._class_of = class_rule(class_by, self._hasher)
-        self._pages: PageNames | None = None
-        self._probe: StreamProbe | None = None
 
     def record_with(self, probe: StreamProbe) -> None:
         """Say everything from now on to `probe`."""
@@ -144,39 +151,35 @@ class Requests:
         if request.request_id in self.numbers or request.request_id not in self._scheduler.requests:
             return
         number = self._number(request)
-        if self._probe is not None and self._pages is not None:
-            rid = request.request_id
-            self._probe.arrived(
-                number,
-                self.arrived_ns[rid],
-                int(request.num_prompt_tokens),
-                class_id=self.classes[rid],
-                limit=request.max_tokens,
-            )
-            self._pages.of_prompt(number, request)
+        facts = self.facts[request.request_id]
+        self._probe.arrived(
+            number,
+            facts.arrived_ns,
+            int(request.num_prompt_tokens),
+            class_id=facts.class_id,
+            limit=request.max_tokens,
+        )
+        self._pages.of_prompt(number, request)
 
     def end(self, request: Any) -> None:
         """A request is about to give its blocks back."""
         rid = request.request_id
         number = self.numbers.get(rid)
-        if number is None or self._probe is None or self._pages is None:
+        if number is None:
             return
         if self.prefilling.pop(rid, None) is not None and request.num_output_tokens:
             self._probe.first_token(number)
         self._pages.of_output(number, request)
         self._probe.finished(number, finish_reason(request), int(request.num_output_tokens))
-        for known in (self.numbers, self.classes, self.arrived_ns):
-            known.pop(rid, None)
+        del self.numbers[rid], self.facts[rid]
 
     def step(self) -> None:
         """A step is over."""
-        if self._pages is not None:
-            self._pages.step(self.numbers.__contains__)
+        self._pages.step(self.numbers.__contains__)
 
     def _number(self, request: Any) -> int:
         self._last += 1
         rid = request.request_id
         self.numbers[rid] = self._last
-        self.classes[rid] = self._class_of(request)
-        self.arrived_ns[rid] = time.monotonic_ns()
+        self.facts[rid] = Facts(self._class_of(request), time.monotonic_ns())
         return self._last

@@ -10,8 +10,9 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["is_scheduler", "missing_in_pool", "missing_in_scheduler"]
+__all__ = ["SCHEDULER_MODULE", "is_scheduler", "missing_in_pool", "missing_in_scheduler"]
 
+SCHEDULER_MODULE = "vllm.v1.core.sched.scheduler"
 _SCHEDULER = (
     "running", "waiting", "requests", "kv_cache_manager", "kv_cache_config", "cache_config", "parallel_config",
     "scheduler_config", "max_model_len", "schedule", "update_from_output", "add_request", "_free_request",
@@ -33,10 +34,7 @@ _PARAMETERS = {
 
 def is_scheduler(engine: object) -> bool:
     """Whether this is a scheduler of vLLM, or of a class derived from it; vLLM is not imported."""
-    return any(
-        kind.__module__ == "vllm.v1.core.sched.scheduler" and kind.__name__ == "Scheduler"
-        for kind in type(engine).__mro__
-    )
+    return any(kind.__module__ == SCHEDULER_MODULE and kind.__name__ == "Scheduler" for kind in type(engine).__mro__)
 
 
 def missing_in_scheduler(scheduler: Any) -> list[str]:

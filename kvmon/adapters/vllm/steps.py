@@ -25,7 +25,9 @@ _SPIN_NS = 20_000_000  # steps that do nothing are told this often, not thousand
 
 
 class _Open(NamedTuple):
-    output: int
+    """What is known of a step when it is scheduled, until its output comes back."""
+
+    output: object
     began_ns: int
     prefill: int
     decode: int
@@ -106,7 +108,7 @@ class Steps:
             rest = (request for request in self._scheduler.running if request.request_id not in scheduled)
             passed_over = list(islice(rest, _PROGRESS_A_STEP))
         self._open.append(
-            _Open(id(output), self._began_ns, prefill, decode, context, scheduled, passed_over, self._waits.head_need)
+            _Open(output, self._began_ns, prefill, decode, context, scheduled, passed_over, self._waits.head_need)
         )
 
     def told(self, result: object, request: Any, blocks: Any, num_external_tokens: int, *args: Any) -> None:
@@ -156,7 +158,7 @@ class Steps:
         """The step's output is in: close its frame."""
         self.inside = False
         now = time.monotonic_ns()
-        step = self._opened(id(output))
+        step = self._opened(output)
         scheduled = step.scheduled
         running, waiting = self._scheduler.get_request_counts()
         if not scheduled and self._idle(now, running, waiting):
@@ -170,7 +172,6 @@ class Steps:
             for rid, request in self._restate.items():
                 self._progress(rid, request)
             self._restate.clear()
-        self._waits.tell()
         self._requests.step()
         if now - self._claimed_ns > _SECOND_NS or now < self._claimed_ns:
             self._claimed_ns = now
@@ -189,11 +190,11 @@ class Steps:
             began, self._ended_ns - began, step.prefill, step.decode, step.context, running, waiting, step.head_need
         )
 
-    def _opened(self, output: int) -> _Open:
+    def _opened(self, output: object) -> _Open:
         """What was noted when this output was made; of one that was never seen, nothing."""
         while self._open:
             step = self._open.popleft()
-            if step.output == output:
+            if step.output is output:
                 return step
         return _Open(output, 0, 0, 0, 0, {}, [], None)
 
@@ -207,7 +208,7 @@ class Steps:
         number = self._requests.numbers.get(rid)
         if number is None or request.status.name != "RUNNING":
             return
-        written = self._written(request)
+        written = self.written(request)
         decoding = request.num_output_tokens > 0 and written >= request.num_tokens - 1
         if decoding:
             del self._requests.prefilling[rid]
@@ -218,16 +219,12 @@ class Steps:
     def _progress(self, rid: str, request: Any) -> None:
         number = self._requests.numbers.get(rid)
         if number is not None and request.status.name == "RUNNING":
-            self._probe.progress(number, self._written(request), rid not in self._requests.prefilling)
+            self._probe.progress(number, self.written(request), rid not in self._requests.prefilling)
 
-    def _written(self, request: Any) -> int:
+    def written(self, request: Any) -> int:
         """Tokens whose keys and values are written: computed, less those of steps that are still in flight."""
         rid = request.request_id
         in_flight = getattr(request, "num_in_flight_tokens", None)
         if in_flight is None:
             in_flight = sum(step.scheduled.get(rid, 0) for step in self._open)
         return max(int(request.num_computed_tokens) - int(in_flight), 0)
-
-    def written(self, request: Any) -> int:
-        """The same, for an audit."""
-        return self._written(request)

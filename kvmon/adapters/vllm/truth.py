@@ -36,6 +36,7 @@ class Truth:
         self._scheduler, self._requests, self._held = scheduler, requests, held
         self._written, self._used = written, used
         self._blocks = scheduler.kv_cache_manager.block_pool
+        self._by_number: dict[int, str] = {}
 
     def status(self, pool: int, first: int, count: int) -> Sequence[int]:
         """Status words of the units from `first` on."""
@@ -65,8 +66,8 @@ class Truth:
         written = self._written(found) if state == _RUNNING else 0
         return RequestPicture(
             state=state,
-            class_id=self._requests.classes[rid],
-            arrived_ns=self._requests.arrived_ns[rid],
+            class_id=self._requests.facts[rid].class_id,
+            arrived_ns=self._requests.facts[rid].arrived_ns,
             prompt=int(found.num_prompt_tokens),
             limit=found.max_tokens,
             computed=written,

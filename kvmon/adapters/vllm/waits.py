@@ -57,7 +57,6 @@ class Waits:
         self.patches = Patches(broken)
         self._broken = broken
         self._waiting: set[str] = set()  # refused, and not admitted since
-        self._untold: list[tuple[_Refusal, int]] = []
         self._pending: _Refusal | None = None  # of a running request: what became of it is not known yet
         self._need = 0
         self.head_need: int | None = None
@@ -183,19 +182,14 @@ class Waits:
         return sum(1 for group in groups for block in group.req_to_blocks.get(rid, ()) if block.block_id)
 
     def _say(self, refusal: _Refusal, outcome: int) -> None:
-        self._untold.append((refusal, outcome))
-
-    def tell(self) -> None:
-        """Say what was refused: when the step closes, when all that it granted has owners and tokens."""
-        untold, self._untold = self._untold, []
-        for refusal, outcome in untold:
-            self._pool.failed(
-                refusal.number,
-                refusal.need,
-                _NONE,
-                refusal.free,
-                refusal.evictable,
-                None,
-                refusal.reason,
-                outcome,
-            )
+        """At once: what this step has granted before has no owner yet, and passes for nobody's reserve."""
+        self._pool.failed(
+            refusal.number,
+            refusal.need,
+            _NONE,
+            refusal.free,
+            refusal.evictable,
+            None,
+            refusal.reason,
+            outcome,
+        )
