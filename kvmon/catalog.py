@@ -163,7 +163,7 @@ METRICS: tuple[Metric, ...] = (
         "kvmon_memory_bytes", "gauge", "memory", "bytes", (*_POOL, "state"), _COUNTS,
         "KV memory by state, which sums to the capacity. active: referenced by a request; cached: reusable prefix "
         "content that can be evicted; pinned: cached and protected; deferred: freed but held for a transfer; free: "
-        "nothing in it.",
+        "nothing in it. States that the adapter cannot tell apart are absent, and part of free.",
     ),
     Metric(
         "kvmon_memory_capacity_bytes", "gauge", "memory", "bytes", _POOL, _COUNTS,

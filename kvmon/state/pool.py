@@ -113,6 +113,8 @@ class PoolState:
         self.contiguity = str(info.get("contiguity", "none"))
         self.tier = str(info.get("tier", "gpu"))
         self.buddy = info.get("placement") == "buddy"
+        self.net = bool(info.get("net"))
+        """Whether the adapter knows only how many units are in use now: not what is cached, nor what came and went."""
         self.unit_bytes = int(info.get("unit_bytes", 0))
         self.unit_tokens = max(1, int(info.get("unit_tokens", 1)))
         self._stream = stream
@@ -158,9 +160,10 @@ class PoolState:
 
     @property
     def units(self) -> dict[str, int]:
-        """Units by state; they sum to the capacity."""
+        """Units by state; they sum to the capacity. Of a net pool the two that it tells apart."""
         counts = self._stream._pools.counts[self.number]
-        return {state: int(counts[column]) for column, state in enumerate(STATES)}
+        known = ("active", "free") if self.net else STATES
+        return {state: int(counts[column]) for column, state in enumerate(STATES) if state in known}
 
     @property
     def free(self) -> int:

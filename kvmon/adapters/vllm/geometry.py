@@ -63,17 +63,18 @@ def _window(group: Any) -> int | None:
     return None if window is None else int(window)
 
 
-def pool_info(scheduler: Any, name: str = "kv") -> PoolInfo:
+def pool_info(scheduler: Any, *, net: bool) -> PoolInfo:
     """The one pool of a rank: every group draws its blocks from it, and the null block is no part of it.
 
     Groups alias the same bytes, a block belonging to one of them at a time, so that nothing is counted twice. Where
-    their blocks hold different numbers of tokens, `unit_tokens` is that of full attention.
+    their blocks hold different numbers of tokens, `unit_tokens` is that of full attention. `net` says that only the
+    number of used blocks will be known.
     """
     config, parallel = scheduler.kv_cache_config, scheduler.parallel_config
     groups = config.kv_cache_groups
     counting = next((group for group in groups if _window(group) is None), groups[0])
     shards = int(parallel.tensor_parallel_size) * int(parallel.pipeline_parallel_size)
-    attributes: dict[str, Any] = {"shards": shards}
+    attributes: dict[str, Any] = {"shards": shards, **({"net": True} if net else {})}
     if len(groups) > 1:
         attributes["groups"] = len(groups)
         attributes["group_kinds"] = [type(_spec(group)).__name__ for group in groups][:8]
@@ -82,7 +83,7 @@ def pool_info(scheduler: Any, name: str = "kv") -> PoolInfo:
     if windows:
         attributes["window_tokens"] = min(windows)
     return PoolInfo(
-        name=name,
+        name="kv",
         capacity_units=int(scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1,
         unit_bytes=block_bytes(config),
         unit_tokens=_tokens(counting, scheduler),

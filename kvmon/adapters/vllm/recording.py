@@ -148,7 +148,7 @@ class Recording(Attachment):
             budget=settings.budget,
             group_readable=settings.group_readable,
         )
-        pool = probe.attach_pool(pool_info(scheduler), fresh=fresh)
+        pool = probe.attach_pool(pool_info(scheduler, net=not exact), fresh=fresh)
         self.requests.record_with(probe)
         self.waits = waits = Waits(scheduler, pool, self.requests.numbers.get, self._broken, units=exact)
         self.steps = Steps(scheduler, probe, pool, self.requests, waits, owners=exact)

@@ -1,7 +1,7 @@
 """How many blocks are used, where nobody can see which: a reduced recording.
 
-The first units stand for those that are used, so that a fold counts them right; which they are means nothing, and the
-fidelity `counts` keeps every number back that would need it.
+The first units stand for those that are used, so that a fold counts them right. Which they are means nothing, nor how
+many came and went: the fidelity `counts` and the pool's attribute `net` keep every number back that would need it.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ class AllocatorCollector:
         for rank in self._source().shown:
             counts, known, budget = rank.follower.counts, rank.follower.continuation, rank.budget
             for view in rank.pools:
-                number = view.pool.number
-                for family, slot in counters:
+                number, net = view.pool.number, view.pool.net
+                for family, slot in counters if not net else ():
                     family.add(view.labels, counts.pool(number, slot), budget)
                 for offset, reason in enumerate(FAILURE_REASONS):
                     failures.add((*view.labels, reason), counts.pool(number, PoolTotal.FAILED_FIRST, offset), budget)
-                if known.known:
+                if known.known and not net:
                     released.add(view.labels, known.released(number), budget)
                     evicted.add(view.labels, known.evicted(number), budget)
                     for family, which in histograms:

@@ -153,6 +153,20 @@ def test_what_an_adapter_cannot_see_is_absent(tmp_path: Path, fidelity: str) -> 
     assert "kvmon_active_slots" not in present and "kvmon_engine_up" in present
 
 
+def test_of_a_net_pool_only_what_is_in_use_is_told(tmp_path: Path) -> None:
+    """An adapter that knows how many units are used now says nothing of what is cached, or of what came and went."""
+    clock = FakeClock()
+    config = {"fidelity": "counts", "adapter": "toy"}
+    probe = StreamProbe(tmp_path, "net", config=config, clock=clock)
+    pool = probe.attach_pool(PoolInfo("kv", 10, 4096, 16, attributes={"net": True}))
+    pool.alloc_run(1, 7)
+    probe.step(clock(), 1, 0, 1, 1, 1, 0)
+    page = page_of(tmp_path, clock)
+    memory = {name: found for name, found in series(page).items() if name.startswith("kvmon_memory_bytes")}
+    assert {name.split('state="')[1][:-2]: found // 4096 for name, found in memory.items()} == {"active": 7, "free": 3}
+    assert not {"kvmon_allocated_units_total", "kvmon_released_units_total"} & names(page)
+
+
 def test_the_budget_of_a_rank_is_kept_and_counted(tmp_path: Path) -> None:
     """With a small budget a rank has no more series, keeps the life of the engine, and what is missing is counted."""
     clock = FakeClock()
