@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+import kvmon
+from tests.engines.vllm_alone import make_scheduler
 
 # an engine built in a test process runs there, on a CPU, and talks to nobody
 os.environ.update(
@@ -17,6 +23,13 @@ os.environ.update(
 )
 for _name in [name for name in os.environ if name.startswith("KVMON_")]:
     del os.environ[_name]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes schedulers of vLLM, with few blocks; see `vllm_alone.make_scheduler`. In the end nothing stays attached."""
+    yield lambda **options: make_scheduler(tmp_path / "models", **{"blocks": 40, **options})
+    kvmon.detach()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

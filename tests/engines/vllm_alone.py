@@ -10,6 +10,7 @@ import inspect
 import random
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ class Driver:
     def preempted(self) -> int:
         """Preemptions so far, as vLLM counts them in its requests."""
         return sum(int(request.num_preemptions) for request in self._requests)
+
+    def run(self, steps: int, check: Callable[[], None] | None = None) -> None:
+        """So many steps with requests that need more than there is; `check` is called after each."""
+        draw = self.random
+        for _ in range(steps):
+            if draw.random() < 0.5 and len(self.scheduler.requests) < 16:
+                self.add(draw.randint(1, 150), draw.randint(1, 60), family=draw.randint(0, 2))
+            self.step()
+            if check is not None:
+                check()
 
     def step(self) -> None:
         """Schedule; once enough steps are in flight, take in the oldest one's output."""

@@ -47,7 +47,7 @@ def _fill(driver: Driver) -> None:
 def _pool_events(scheduler: Any, directory: Path) -> None:
     """The hooks of blocks and a step record, and nothing else."""
     probe = StreamProbe(directory, "pool-events")
-    pool = probe.attach_pool(pool_info(scheduler))
+    pool = probe.attach_pool(pool_info(scheduler, net=False))
     BlockHooks(scheduler, pool, Held(scheduler, pool), lambda rid, units: None, print).install()
 
     def after(result: object, *args: Any, **kwargs: Any) -> None:
