@@ -5,19 +5,26 @@
     kvmon.detach()                                               everything that was attached, methods restored
 
 Adapters are imported when one is named; listing them imports none of their engines.
+
+Invariant: nothing here keeps an engine, nor what hangs on it. An attachment lives as long as what it patched.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from kvmon.adapters.base import Adapter, Attachment
 from kvmon.adapters.settings import Settings
 from kvmon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ADAPTERS", "adapter", "adapters", "attach", "attached", "detach"]
 
@@ -27,7 +34,18 @@ ADAPTERS = {
 }
 """Name of an engine -> where its adapter is, in the order of the docs."""
 
-_attached: list[tuple[object, Attachment]] = []
+
+class _Options(TypedDict, total=False):
+    """Fields of `Settings` that `attach` takes under their own names."""
+
+    budget: int
+    group_readable: bool
+    class_by: str
+    trust_untested: bool
+
+
+_attached: list[tuple[Callable[[], object], weakref.ref[Attachment]]] = []
+"""What was given to `attach`, a name or an engine as long as it lives; and what became of it, until that has ended."""
 
 
 def adapter(name: str) -> Adapter:
@@ -48,7 +66,7 @@ def attach(
     engine: object,
     directory: str | os.PathLike[str] | None = None,
     name: str | None = None,
-    **settings: object,
+    **settings: Unpack[_Options],
 ) -> Attachment:
     """Record an engine, or (given the name of one, such as "vllm") every engine of that kind built from now on.
 
@@ -65,7 +83,8 @@ def attach(
             known = "; ".join(one.declaration.attaches for one in adapters())
             raise ConfigError(f"a {type(engine).__name__} is nothing that can be recorded: give one of: {known}")
         made = found.attach(engine, chosen)
-    _attached.append((engine, made))
+    _attached[:] = [pair for pair in _attached if any(one() is not None for one in pair)]
+    _attached.append((_weakly(engine), weakref.ref(made)))
     return made
 
 
@@ -81,21 +100,28 @@ def detach(engine: object = None) -> list[str]:
     left: list[str] = []
     for pair in reversed(chosen):
         _attached.remove(pair)
-        left += pair[1].detach()
+        made = pair[1]()
+        left += made.detach() if made is not None else []
     return left
 
 
 def attached() -> list[Attachment]:
     """What is attached in this process."""
-    return [made for _, made in _attached]
+    return [found for _, made in _attached if (found := made()) is not None]
 
 
-def _is(asked: object, engine: object, made: Attachment) -> bool:
-    return asked is made or asked is engine or (isinstance(asked, str) and isinstance(engine, str) and asked == engine)
+def _weakly(engine: object) -> Callable[[], object]:
+    """Gives it as long as somebody else keeps it; a name always."""
+    return (lambda: engine) if isinstance(engine, str) else weakref.ref(engine)
 
 
-def _settings(directory: str | os.PathLike[str] | None, name: str | None, others: dict[str, object]) -> Settings:
-    unknown = sorted(set(others) - {"budget", "group_readable", "class_by", "trust_untested"})
+def _is(asked: object, given: Callable[[], object], made: weakref.ref[Attachment]) -> bool:
+    engine = given()
+    return asked is made() or asked is engine or (isinstance(asked, str) and asked == engine)
+
+
+def _settings(directory: str | os.PathLike[str] | None, name: str | None, options: _Options) -> Settings:
+    unknown = sorted(set(options) - set(_Options.__annotations__))
     if unknown:
         raise ConfigError(f"attach() knows no setting '{unknown[0]}'")
     base = Settings.from_environment(os.environ)
@@ -104,5 +130,5 @@ def _settings(directory: str | os.PathLike[str] | None, name: str | None, others
     if base is None:
         raise ConfigError("no directory to record into: give attach() a directory, or set KVMON_DIR")
     if name is not None:
-        others["engine"] = name
-    return replace(base, **others)  # type: ignore[arg-type]
+        base = replace(base, engine=name)
+    return replace(base, **options)

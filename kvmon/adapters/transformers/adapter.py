@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from itertools import count
 from typing import Any
 
 from kvmon.adapters.base import Attachment, Support
 from kvmon.adapters.settings import Settings
+from kvmon.adapters.shapes import other_shape
 from kvmon.adapters.transformers.declaration import DECLARATION, HOME
 from kvmon.adapters.transformers.describe import running_version
 from kvmon.adapters.transformers.hooks import Hooks
+from kvmon.adapters.transformers.live import CLASSED_BY
 from kvmon.adapters.transformers.recorder import Recorder, say
 from kvmon.adapters.transformers.shape import (
     is_manager,
@@ -31,7 +34,6 @@ from kvmon.errors import ConfigError, InputError
 __all__ = ["ADAPTER", "Recording", "TransformersAdapter"]
 
 _CREATE = "_create_batch_processor"
-_CLASSES = ("length", "none")
 
 _attached: weakref.WeakSet[Any] = weakref.WeakSet()
 """Managers and processors that were handed to `attach`, and processors that are recorded."""
@@ -43,18 +45,20 @@ class Recording(Attachment):
 
     def __init__(self, settings: Settings, version: str, support: Support) -> None:
         self._settings, self._version = settings, version
-        self._why = support.why
+        self._reduced = self._why = support.why
         self._hooks = Hooks(self._broken)
         self._lock = threading.RLock()
         self._recorders: list[Recorder] = []
-        self._engine: weakref.ref[Any] | None = None
+        self._manager: Any = None
         if support.grade != "exact":
             say(f"steps and counts only, {support.why}")
 
     @property
     def grade(self) -> str:
         """See `Attachment`."""
-        return "reduced" if self.why else "exact"
+        if self.why:
+            return "reduced"
+        return "armed" if self in _armed else "exact"
 
     @property
     def why(self) -> str:
@@ -63,16 +67,20 @@ class Recording(Attachment):
 
     def watch_manager(self, manager: Any) -> None:
         """Record a manager: what it runs already, and what it will run."""
-        self._engine = weakref.ref(manager)
+        self._manager = manager
         _attached.add(manager)
-        self._hooks.around(manager, _CREATE, after=lambda processor, *args, **kwargs: self.watch(processor))
+        self._hooks.hook(manager, _CREATE, after=self._created)
         processor = getattr(manager, "batch_processor", None)
         if processor is not None:
             self.watch(processor)
 
     def watch_every_manager(self, kind: type) -> None:
         """Record whatever a manager of this class runs from now on."""
-        self._hooks.around(kind, _CREATE, after=lambda processor, *args, **kwargs: self.watch(processor))
+        self._hooks.hook(kind, _CREATE, after=self._created)
+        _armed.append(self)
+
+    def _created(self, processor: Any, *args: Any, **kwargs: Any) -> None:
+        self.watch(processor)
 
     def watch(self, processor: Any, *, until_loop_ends: bool = True) -> None:
         """Record a processor, unless it is recorded already or somebody else does it for its group."""
@@ -86,45 +94,38 @@ class Recording(Attachment):
             _attached.add(processor)
             first, apart = int(getattr(helper, "dp_rank", 0)), max(int(getattr(helper, "dp_size", 1)), 1)
             taken = {recorder.rank for recorder in self._recorders}
-            rank = next(
-                number for number in range(first, first + apart * (len(taken) + 1), apart) if number not in taken
-            )
             recorder = Recorder(
                 processor,
                 self._settings,
-                rank,
+                next(rank for rank in count(first, apart) if rank not in taken),
                 self._version,
-                reduced=self._why,
+                reduced=self._reduced,
                 until_loop_ends=until_loop_ends,
-                ended=self._over(weakref.ref(processor)),
+                ended=self._over,
             )
             self._recorders.append(recorder)
 
-    def _over(self, processor: weakref.ref[Any]) -> Callable[[Recorder], None]:
-        def over(recorder: Recorder) -> None:
-            found = processor()
-            if found is not None:
-                _attached.discard(found)
-            if recorder in self._recorders:
-                self._recorders.remove(recorder)
+    def _over(self, recorder: Recorder, processor: Any) -> None:
+        with self._lock:
+            _attached.discard(processor)
+            self._recorders.remove(recorder)
             self._why = self._why or recorder.why
-
-        return over
 
     def detach(self) -> list[str]:
         """See `Attachment`."""
         left = self._hooks.undo()
         for recorder in list(self._recorders):
             left += recorder.stop()
-        engine = self._engine() if self._engine is not None else None
-        if engine is not None:
-            _attached.discard(engine)
+        if self._manager is not None:
+            _attached.discard(self._manager)
+            self._manager = None
         if self in _armed:
             _armed.remove(self)
         return left
 
     def _broken(self, label: str) -> None:
-        say(f"the hook of {label} failed and is off: what this manager runs next is not recorded")
+        self._why = self._why or f"the hook of {label} failed and is off: what is run next is not recorded"
+        say(self._why)
 
 
 class TransformersAdapter:
@@ -141,19 +142,18 @@ class TransformersAdapter:
         if engine in _attached:
             raise ConfigError(f"this {type(engine).__name__} is attached already: detach it first")
         version = running_version()
-        support = _support(version, settings)
-        missing = missing_in_manager(engine) if is_manager(engine) else []
-        processor = getattr(engine, "batch_processor", None) if is_manager(engine) else engine
+        support, settings = _checked(version, settings)
+        managed = is_manager(engine)
+        missing = missing_in_manager(engine) if managed else []
+        processor = getattr(engine, "batch_processor", None) if managed else engine
         if not missing and processor is not None:
             missing = missing_for_counts(processor)
-            if not missing and support.grade == "exact" and (other := missing_for_units(processor)):
-                support = Support("reduced", f"it has another shape than kvmon knows: no {', '.join(other[:4])}")
         if missing:
-            raise InputError(
-                f"transformers {version} has another shape than kvmon knows (no {', '.join(missing[:4])}): update kvmon"
-            )
+            raise InputError(f"transformers {version} {other_shape(missing)}: update kvmon")
+        if support.grade == "exact" and processor is not None and (missing := missing_for_units(processor)):
+            support = Support("reduced", f"it {other_shape(missing)}")
         recording = Recording(settings, version, support)
-        if is_manager(engine):
+        if managed:
             recording.watch_manager(engine)
         else:
             recording.watch(engine, until_loop_ends=False)
@@ -170,22 +170,23 @@ class TransformersAdapter:
         except (ImportError, AttributeError):
             raise InputError("this transformers has no continuous batching: update it") from None
         version = running_version()
-        support = _support(version, settings)
-        if not callable(getattr(kind, _CREATE, None)):
-            raise InputError(f"transformers {version} has another shape than kvmon knows (no {_CREATE}): update kvmon")
+        support, settings = _checked(version, settings)
+        if missing := missing_in_manager(kind):
+            raise InputError(f"transformers {version} {other_shape(missing)}: update kvmon")
         recording = Recording(settings, version, support)
         recording.watch_every_manager(kind)
-        _armed.append(recording)
         return recording
 
 
-def _support(version: str, settings: Settings) -> Support:
-    if settings.class_by not in _CLASSES:
-        say(f"requests have no {settings.class_by} to be classed by: all of them are of class 0")
+def _checked(version: str, settings: Settings) -> tuple[Support, Settings]:
+    """What can be done with this version, and the settings as far as requests have what they ask for."""
     support = DECLARATION.support(version, trust_untested=settings.trust_untested)
     if support.grade == "refused":
         raise InputError(support.why)
-    return support
+    if settings.class_by not in ("none", *CLASSED_BY):
+        say(f"requests have no {settings.class_by} to be classed by: all of them are of class 0")
+        settings = replace(settings, class_by="none")
+    return support, settings
 
 
 ADAPTER = TransformersAdapter()

@@ -55,13 +55,10 @@ class EngineAudit:
 
     def _sector(self, pool: int, engine_pool: Any, sector: int) -> list[int]:
         """Words of a sector that belongs to a group."""
-        group = self._layout.groups[0]
-        for one in self._layout.groups[1:]:
-            if sector in engine_pool._free_blocks[one.index].trees:
-                group = one
-        if len(self._layout.groups) > 1 and sector not in engine_pool._free_blocks[group.index].trees:
-            group = self._holder(pool, sector) or group
-        spare = engine_pool._free_blocks[group.index].trees.get(sector, ())
+        groups, trees = self._layout.groups, engine_pool._free_blocks
+        partly = next((one for one in groups if sector in trees[one.index].trees), None)
+        group = partly or self._holder(pool, sector) or groups[0]
+        spare = trees[group.index].trees.get(sector, ())
         ledger = group.allocator.ledger
         words: list[int] = []
         for block in range(sector * group.blocks_per_sector, (sector + 1) * group.blocks_per_sector):

@@ -19,7 +19,7 @@ from kvmon.adapters.transformers.refusals import Refusals
 from kvmon.events.kinds import FinishReason
 from kvmon.probe import PoolProbe, StreamProbe
 
-__all__ = ["BlockHooks"]
+__all__ = ["BlockHooks", "give_back"]
 
 Postpone = Callable[[str, Group, list[int], list[int]], bool]
 
@@ -46,7 +46,7 @@ class BlockHooks:
         self._cache, self._layout, self._probe, self._pool = cache, layout, probe, pool
         self._requests, self._refusals, self._postpone, self._computed = requests, refusals, postpone, computed
         self._base = layout.base
-        self._by_index = {group.index: group for group in layout.groups}
+        self._by_index = layout.by_index
         self._taken: list[tuple[Group, list[int]]] = []
         self._replaced: dict[int, int] = {}  # what has the content already -> what is given back for it
         self.group_of_sector: dict[int, Group] = {}
@@ -56,19 +56,19 @@ class BlockHooks:
         pool = self._cache.pool
         hooks.wrap(pool, "get_free_blocks", partial(self._taking, hooks))
         hooks.wrap(self._cache, "can_store_request_tokens", partial(self._storing, hooks))
-        hooks.around(self._cache, "search_prefix_match", after=self.matched)
-        hooks.around(self._cache, "prepare_fork_request", after=self.forked)
+        hooks.hook(self._cache, "search_prefix_match", after=self.matched)
+        hooks.hook(self._cache, "prepare_fork_request", after=self.forked)
         for group in self._layout.groups:
             allocator, ledger = group.allocator, group.allocator.ledger
-            hooks.around(allocator, "free_blocks", before=partial(self.freeing, group))
+            hooks.hook(allocator, "free_blocks", before=partial(self.freeing, group))
             hooks.wrap(allocator, "mark_complete_blocks", partial(self._completing, hooks, group))
-            hooks.around(ledger, "register_new_hash", after=partial(self.registered, group))
-            hooks.around(ledger, "evict_cached_blocks", before=self.evicting, after=partial(self.evicted, group))
-            hooks.around(ledger, "reset", before=partial(self.forgetting, group))
+            hooks.hook(ledger, "register_new_hash", after=partial(self.registered, group))
+            hooks.hook(ledger, "evict_cached_blocks", before=self.evicting, after=partial(self.evicted, group))
+            hooks.hook(ledger, "reset", before=partial(self.forgetting, group))
         if len(self._layout.groups) > 1:
             self._find_sectors()
-            hooks.around(pool, "allocate_sector", before=self.giving_sector)
-            hooks.around(pool, "reset", after=self.sectors_back)
+            hooks.hook(pool, "allocate_sector", before=self.giving_sector)
+            hooks.hook(pool, "reset", after=self.sectors_back)
 
     # -- the hottest --
 
@@ -166,13 +166,7 @@ class BlockHooks:
         one = self._requests.find(request_id)
         if one is not None and one.running:  # nobody said that it ended: it was cancelled
             self._requests.finish(one, FinishReason.ABORT)
-        self.give_back(group, blocks, dropped)
-
-    def give_back(self, group: Group, blocks: Sequence[int], dropped: Sequence[int]) -> None:
-        """One reference less each; the content of `dropped` is forgotten with the last one."""
-        if dropped:
-            self._pool.evict(group.units(dropped, self._base))
-        self._pool.unshare(group.units(blocks, self._base))
+        give_back(self._pool, group.units(blocks, self._base), group.units(dropped, self._base))
 
     def _completing(self, hooks: Hooks, group: Group, original: Function) -> Function:
         replaced, told = self._replaced, hooks.body("CacheAllocator.mark_complete_blocks", self.completed)
@@ -245,3 +239,10 @@ class BlockHooks:
             return
         for table, units in group.tables(blocks, self._base):
             self._pool.assign(one.number, units, table)
+
+
+def give_back(pool: PoolProbe, units: list[int], dropped: list[int]) -> None:
+    """One reference less each; the content of `dropped` is forgotten with the last one."""
+    if dropped:
+        pool.evict(dropped)
+    pool.unshare(units)

@@ -5,9 +5,10 @@ The recording says `counts`, so that nothing is concluded from what is not in it
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Any
 
+from kvmon.adapters.counted import Counted
 from kvmon.adapters.transformers.layout import Layout
 from kvmon.adapters.transformers.steps import CLAIMS_EVERY_NS
 from kvmon.probe import PoolProbe, StreamProbe
@@ -16,18 +17,21 @@ __all__ = ["Counts"]
 
 
 class Counts:
-    """The steps of one processor."""
+    """The steps of one processor; `memory` is what an audit asks."""
 
-    def __init__(self, processor: Any, layout: Layout, probe: StreamProbe, pool: PoolProbe) -> None:
-        self._scheduler, self._cache = processor.scheduler, processor.cache
-        self._layout, self._probe, self._pool = layout, probe, pool
-        self._begun = time.monotonic_ns()
+    def __init__(
+        self, processor: Any, layout: Layout, probe: StreamProbe, pool: PoolProbe, clock: Callable[[], int]
+    ) -> None:
+        self._scheduler, self._probe, self._pool, self._clock = processor.scheduler, probe, pool, clock
+        self._layout, self._cache = layout, processor.cache
+        self.memory = Counted(pool, layout.capacity_units, self._free)
+        self._begun = clock()
         self._claims_at = 0
         self._rested = False
 
     def begin(self) -> None:
         """The engine looks what there is to do."""
-        self._begun = time.monotonic_ns()
+        self._begun = self._clock()
 
     def prepared(self, ready: object) -> None:
         """There is something, or not; that nobody is there is said once."""
@@ -41,12 +45,14 @@ class Counts:
         self._step()
 
     def _step(self) -> None:
-        now = time.monotonic_ns()
+        now = self._clock()
+        self.memory.follow()
         if now - self._claims_at >= CLAIMS_EVERY_NS:
             self._claims_at = now
-            pool = self._cache.pool
-            free = len(pool.free_sectors) * self._layout.sector_units
-            free += sum(int(pool.count_free_blocks(group.index)) * group.slices for group in self._layout.groups)
-            self._pool.claims(free)
+            self._pool.claims(self._layout.free_units(self._cache.pool))
         running, waiting = len(self._scheduler.active_requests), len(self._scheduler.waiting_requests)
-        self._probe.step(self._begun, now - self._begun, 0, 0, 0, running, waiting)
+        self._probe.step(self._begun, max(now - self._begun, 0), 0, 0, 0, running, waiting)
+
+    def _free(self) -> int:
+        """What could be handed out, or as soon as its content is evicted."""
+        return self._layout.free_units(self._cache.pool) + self._layout.idle_units()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from typing import Any
 
 from kvmon import __version__
@@ -13,13 +14,14 @@ __all__ = ["config_of", "running_version"]
 
 def running_version() -> str:
     """The version of transformers that this process has imported; empty where it has not."""
-    import sys
-
     return str(getattr(sys.modules.get("transformers"), "__version__", ""))
 
 
-def config_of(processor: Any, layout: Layout, fidelity: str, version: str, class_by: str) -> dict[str, Any]:
-    """The fields of `engine_config`; what an engine of another shape does not have is left out."""
+def config_of(processor: Any, layout: Layout, version: str, class_by: str, reduced: str) -> dict[str, Any]:
+    """The fields of `engine_config`; what an engine of another shape does not have is left out.
+
+    `reduced` says why only counts are recorded; empty where everything is.
+    """
     cache, scheduler, manager = processor.cache, processor.scheduler, processor.offloading_manager
     host = getattr(manager, "_cpu_pool", None) is not None
     said = {
@@ -27,8 +29,9 @@ def config_of(processor: Any, layout: Layout, fidelity: str, version: str, class
         "adapter_version": __version__,
         "engine_version": version,
         "python": platform.python_version(),
-        "fidelity": fidelity,
-        "class_by": class_by if class_by == "length" else "none",
+        "fidelity": "counts" if reduced else "exact",
+        "reduced": reduced or None,
+        "class_by": class_by,
         "allocator": "sectors",
         "reserve": "none",
         "scheduler": type(scheduler).__name__,
@@ -42,7 +45,7 @@ def config_of(processor: Any, layout: Layout, fidelity: str, version: str, class
         "eviction": "all-at-once",
         "async": bool(getattr(processor, "use_async_batching", False)),
         "page_tokens": layout.unit_tokens,
-        "groups": {group.name: len(group.allocator.layer_indices) for group in layout.groups},
+        "groups": {group.name: len(getattr(group.allocator, "layer_indices", ())) for group in layout.groups},
         "dtype": str(getattr(cache, "dtype", "")).removeprefix("torch."),
         "device": str(getattr(getattr(cache, "device", None), "type", getattr(cache, "device", ""))),
         "data_parallel": _number(getattr(processor, "distributed_helper", None), "dp_size"),

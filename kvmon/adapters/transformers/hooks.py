@@ -1,7 +1,6 @@
-"""Hooks with a switch each: what is put around a method of an engine, and taken off again.
+"""Hooks that are written by hand, because they are hot or must also run when the original raises: their bodies.
 
-Beside `Patches.hook` there are bodies for hooks that are written by hand, because they are hot or must also run when
-the original raises. A body that fails is switched off, alone, and named; the engine goes on as if it were not there.
+A body that fails is switched off, alone, and named; the engine goes on as if it were not there.
 """
 
 from __future__ import annotations
@@ -35,24 +34,16 @@ class Body:
                 self._broken(self._label)
 
 
-class Hooks:
-    """All hooks of one engine. `broken` is called once with the name of each whose body failed."""
+class Hooks(Patches):
+    """All patches of one engine. `broken` is called once with the name of each hook whose body failed."""
 
     def __init__(self, broken: Callable[[str], None]) -> None:
+        super().__init__(broken)
         self._broken = broken
-        self._patches = Patches(broken)
         self._bodies: list[Body] = []
 
-    def around(self, owner: Any, name: str, *, before: Function | None = None, after: Function | None = None) -> None:
-        """See `Patches.hook`."""
-        self._patches.hook(owner, name, before=before, after=after)
-
-    def wrap(self, owner: Any, name: str, make: Callable[[Function], Function]) -> None:
-        """See `Patches.wrap`; `make` uses bodies made here."""
-        self._patches.wrap(owner, name, make)
-
     def body(self, label: str, run: Function) -> Body:
-        """A body for a wrapper written by hand."""
+        """A body for a wrapper that `wrap` puts on."""
         body = Body(label, run, self._broken)
         self._bodies.append(body)
         return body
@@ -62,4 +53,4 @@ class Hooks:
         for body in self._bodies:
             body.on = False
         self._bodies.clear()
-        return self._patches.undo()
+        return super().undo()

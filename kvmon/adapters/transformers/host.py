@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from kvmon.adapters.transformers.blocks import give_back
 from kvmon.adapters.transformers.hooks import Function, Hooks
 from kvmon.adapters.transformers.layout import Group, Layout
 from kvmon.adapters.transformers.live import Live, Requests
@@ -21,12 +22,10 @@ __all__ = ["HostHooks"]
 
 _BASE = -1  # the host's sectors count from 0, and none is reserved
 
-GiveBack = Callable[[Group, Sequence[int], Sequence[int]], None]
-
 
 class HostHooks:
-    """The hooks of one offloading manager. `give_back` tells units of the device's pool that lost a reference,
-    `computed` the tokens of a request that are written."""
+    """The hooks of one offloading manager. `pool` is the device's, `computed` gives the tokens of a request that are
+    written."""
 
     def __init__(
         self,
@@ -40,14 +39,13 @@ class HostHooks:
     ) -> None:
         self._manager, self._layout, self._probe, self._pool = manager, layout, probe, pool
         self._requests, self._refusals, self._computed = requests, refusals, computed
-        self._by_index = {group.index: group for group in layout.groups}
+        self._by_index = layout.by_index
         self._held: dict[int, set[int]] = {group.index: set() for group in layout.groups}
         self._victims: dict[str, list[tuple[Group, list[int], list[int]]]] = {}
         self._lost: dict[str, int] = {}
         self._restoring: list[tuple[Any, dict[str, int]]] = []
         self.host: PoolProbe | None = None
         self.offloading = False
-        self.give_back: GiveBack = lambda group, blocks, dropped: None
 
     def attach_pool(self, fresh: bool) -> None:
         """Record the swap pool, where there is one."""
@@ -63,10 +61,10 @@ class HostHooks:
             for tables in self._manager._request_id_to_cpu_blocks.values():
                 for name, blocks in tables.items():
                     self._held[self._named(name).index].update(blocks)
-            hooks.around(pool, "get_free_blocks", after=self.taken)
-            hooks.around(pool, "free_blocks", before=self.freed)
-            hooks.around(pool, "reset", before=self.emptied)
-            hooks.around(self._manager, "restore_scheduled_requests", before=self.restoring, after=self.restored)
+            hooks.hook(pool, "get_free_blocks", after=self.taken)
+            hooks.hook(pool, "free_blocks", before=self.freed)
+            hooks.hook(pool, "reset", before=self.emptied)
+            hooks.hook(self._manager, "restore_scheduled_requests", before=self.restoring, after=self.restored)
 
     def postpone(self, name: str, group: Group, blocks: list[int], dropped: list[int]) -> bool:
         """Keep what a victim gives back; False where nobody is being offloaded."""
@@ -109,9 +107,10 @@ class HostHooks:
             if one is not None:
                 self._requests.preempt(one, 0 if copied else lost.get(name, 0))
             for group, blocks, dropped in parts:
+                units = group.units(blocks, self._layout.base)
                 if one is not None and copied:
-                    self._pool.offloaded(one.number, 2, group.units(blocks, self._layout.base))
-                self.give_back(group, blocks, dropped)
+                    self._pool.offloaded(one.number, 2, units)
+                give_back(self._pool, units, group.units(dropped, self._layout.base))
             if one is not None and copied:
                 for group_name, blocks in copied.items():
                     self._assign(one, self._named(group_name), blocks)
@@ -156,21 +155,23 @@ class HostHooks:
         restoring, self._restoring = self._restoring, []
         for state, counts in restoring:
             one = self._requests.find(state.request_id)
-            for name, count in counts.items() if one is not None else ():
+            if one is None:
+                continue
+            for name, count in counts.items():
                 group = self._named(name)
                 blocks = group.allocator.block_table.get(state.request_id, [])[:count]
-                self._pool.onboarded(one.number, 2, group.units(blocks, self._layout.base))  # type: ignore[union-attr]
+                self._pool.onboarded(one.number, 2, group.units(blocks, self._layout.base))
 
     def claim(self) -> None:
         """What the swap pool's own structures add up to."""
         if self.host is None:
             return
-        pool, free, named = self._manager._cpu_pool, 0, 0
-        for group in self._layout.groups:
-            free += int(pool.count_free_blocks(group.index)) * group.slices
-        for tables in self._manager._request_id_to_cpu_blocks.values():
-            named += sum(len(blocks) * self._named(name).slices for name, blocks in tables.items())
-        self.host.claims(free + len(pool.free_sectors) * self._layout.sector_units, 0, named, 0)
+        named = sum(
+            len(blocks) * self._named(name).slices
+            for tables in self._manager._request_id_to_cpu_blocks.values()
+            for name, blocks in tables.items()
+        )
+        self.host.claims(self._layout.free_units(self._manager._cpu_pool), 0, named, 0)
 
     def tables_of(self, name: str) -> list[tuple[int, int, list[int]]]:
         """(pool, table, units) of what a request has on the host."""

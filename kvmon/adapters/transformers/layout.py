@@ -15,7 +15,7 @@ sliding window reuses its pages: for those the last page's unfilled slots are co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -72,16 +72,32 @@ class Layout:
         """Block tables of a request."""
         return sum(group.slices for group in self.groups)
 
-    def pool_info(self, shards: int) -> PoolInfo:
+    @property
+    def by_index(self) -> dict[int, Group]:
+        """The groups, by the numbers that the engine's pools know them by."""
+        return {group.index: group for group in self.groups}
+
+    def free_units(self, pool: Any) -> int:
+        """Units that a pool of the engine can hand out: whole sectors, and blocks of sectors that a group has."""
+        loose = sum(int(pool.count_free_blocks(group.index)) * group.slices for group in self.groups)
+        return len(pool.free_sectors) * self.sector_units + loose
+
+    def idle_units(self) -> int:
+        """Units that nobody refers to and that keep their content; none where no ledger shows them."""
+        ledgers = [(getattr(group.allocator, "ledger", None), group.slices) for group in self.groups]
+        return sum(len(getattr(ledger, "cached_blocks", ())) * slices for ledger, slices in ledgers)
+
+    def pool_info(self, shards: int, attributes: Mapping[str, Any] | None = None) -> PoolInfo:
         """The pool of the device."""
-        return self._info("kv", "gpu", self.capacity_units, self.base + 1, {"shards": shards})
+        attributes = {"shards": shards, **(attributes or {})}
+        return self._info("kv", "gpu", self.capacity_units, self.base + 1, attributes)
 
     def host_info(self, sectors: int) -> PoolInfo:
         """The CPU swap pool: the same sectors, none of them reserved."""
         return self._info("kv-host", "cpu", sectors * self.sector_units, 0, {})
 
-    def _info(self, name: str, tier: str, units: int, first: int, attributes: dict[str, Any]) -> PoolInfo:
-        attributes = {**attributes, "sector_units": self.sector_units}
+    def _info(self, name: str, tier: str, units: int, first: int, given: Mapping[str, Any]) -> PoolInfo:
+        attributes = {**given, "sector_units": self.sector_units}
         if self.tables > 1:
             attributes["groups"] = self.tables
             attributes["group_kinds"] = [group.name for group in self.groups][:8]

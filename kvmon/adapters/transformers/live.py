@@ -13,10 +13,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from kvmon.adapters.classes import class_rule
 from kvmon.events.kinds import FinishReason
 from kvmon.probe import PageHasher, StreamProbe
 
-__all__ = ["Live", "Requests"]
+__all__ = ["CLASSED_BY", "Live", "Requests"]
+
+CLASSED_BY: dict[str, Callable[[Any], int]] = {"length": lambda state: len(state.initial_tokens)}
+"""What requests can be classed by."""
 
 _PAGES_A_STEP = 64  # prompt pages that are named in a step, so that its length is bounded
 _OLDEST_NS = 3_600_000_000_000  # an arrival further back than this is no time of this clock
@@ -45,7 +49,7 @@ class Requests:
     ) -> None:
         self._probe, self._clock, self._page_tokens = probe, clock, page_tokens
         self._hasher = PageHasher(directory)
-        self._by_length = class_by == "length"
+        self._class_of = class_rule(class_by, CLASSED_BY)
         self._pages_left = _PAGES_A_STEP
         self._last = 0
         self.by_name: dict[str, Live] = {}
@@ -135,11 +139,9 @@ class Requests:
     def _new(self, name: str, state: Any, arrived_ns: int) -> Live:
         self._last += 1
         self.changes += 1
-        prompt = len(state.initial_tokens)
-        class_id = prompt.bit_length() if self._by_length else 0
-        one = Live(self._last, name, state, arrived_ns, class_id)
+        one = Live(self._last, name, state, arrived_ns, self._class_of(state))
         self.by_name[name] = self.by_number[one.number] = one
-        self._probe.arrived(one.number, arrived_ns, prompt, class_id=class_id, limit=one.limit)
+        self._probe.arrived(one.number, arrived_ns, one.prompt, class_id=one.class_id, limit=one.limit)
         if self._pages_left > 0 and self._hasher.available:
             words = self._hasher.words(self._pages(state.initial_tokens), self._pages_left)
             self._pages_left -= len(words) // 2

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from kvmon.adapters.counted import NET
 from kvmon.adapters.settings import Settings
+from kvmon.adapters.shapes import other_shape
 from kvmon.adapters.transformers.audit import EngineAudit
 from kvmon.adapters.transformers.blocks import BlockHooks
 from kvmon.adapters.transformers.counts import Counts
+from kvmon.adapters.transformers.declaration import DECLARATION
 from kvmon.adapters.transformers.describe import config_of
 from kvmon.adapters.transformers.hooks import Function, Hooks
 from kvmon.adapters.transformers.host import HostHooks
@@ -45,7 +48,8 @@ def say(message: str) -> None:
 class Recorder:
     """Records one processor under a rank's number, or counts only where `reduced` says why.
 
-    `ended` is called when the recording is over. With `until_loop_ends` it ends with the generation loop.
+    `why` says what is missing, in a line; empty where nothing is. `ended` is called with the recorder and its processor
+    when the recording is over; with `until_loop_ends` it is when the generation loop ends.
     """
 
     def __init__(
@@ -55,19 +59,19 @@ class Recorder:
         rank: int,
         version: str,
         *,
-        reduced: str = "",
-        until_loop_ends: bool = True,
-        ended: Callable[[Recorder], None] = lambda recorder: None,
+        reduced: str,
+        until_loop_ends: bool,
+        ended: Callable[[Recorder, Any], None],
     ) -> None:
-        self.processor: Any = processor
         self.probe: StreamProbe | None = None
         self.why = reduced
         self.rank = rank
+        self._processor: Any = processor
         self._settings, self._version, self._ended = settings, version, ended
+        self._name = settings.engine or DECLARATION.name
         self._until_loop_ends = until_loop_ends
-        self._units = not reduced
         self._hooks = Hooks(self._broken)
-        self._failed: list[str] = []
+        self._damaged = False
         self._leave = False
         self._over = threading.Event()
         self._lock = threading.RLock()
@@ -149,26 +153,23 @@ class Recorder:
 
     def _look_and_record(self) -> None:
         """Look at the engine, begin the recording, put the hooks on."""
-        processor = self.processor
-        missing = missing_for_counts(processor)
-        if missing:
-            self._refuse(f"not recorded, it has another shape than kvmon knows: no {', '.join(missing[:4])}")
+        processor = self._processor
+        if missing := missing_for_counts(processor):
+            self._refuse(f"not recorded, it {other_shape(missing)}")
             return
         try:
             layout = layout_of(processor.cache)
         except ValueError as error:
             self._refuse(f"not recorded, its cache has {error}")
             return
-        if self._units and (missing := missing_for_units(processor)):
-            self._units = False
-            self.why = f"it has another shape than kvmon knows: no {', '.join(missing[:4])}"
+        if not self.why and (missing := missing_for_units(processor)):
+            self.why = f"it {other_shape(missing)}"
             say(f"steps and counts only, {self.why}")
-        fidelity = "exact" if self._units else "counts"
         probe = StreamProbe(
             self._settings.directory,
-            self._settings.engine or "transformers",
+            self._name,
             self.rank,
-            config=config_of(processor, layout, fidelity, self._version, self._settings.class_by),
+            config=config_of(processor, layout, self._version, self._settings.class_by, reduced=self.why),
             budget=self._settings.budget,
             group_readable=self._settings.group_readable,
             clock=CLOCK,
@@ -176,20 +177,21 @@ class Recorder:
         self.probe = probe
         if not probe.writing:
             self._tell_refused(probe)
-        helper = getattr(processor, "distributed_helper", None)
-        info = layout.pool_info(int(getattr(helper, "tp_size", 1)))
-        if self._units:
-            self._watch(layout, probe, info)
+        shards = int(getattr(getattr(processor, "distributed_helper", None), "tp_size", 1))
+        if self.why:
+            pool = probe.attach_pool(layout.pool_info(shards, NET), fresh=False)
+            counts = self._steps = Counts(processor, layout, probe, pool, CLOCK)
+            probe.audit_from(counts.memory, STEPS_A_SLICE)
+            self._hooks.hook(processor, "update_batch", after=counts.updated)
         else:
-            counts = self._steps = Counts(processor, layout, probe, probe.attach_pool(info, fresh=False))
-            self._hooks.around(processor, "update_batch", after=counts.updated)
-        self._hooks.around(processor, "update_batch", after=self._tell_damage)
-        self._hooks.around(processor, "fail_all_requests", after=self._loop_ended)
+            self._watch(layout, probe, layout.pool_info(shards))
+        self._hooks.hook(processor, "update_batch", after=self._tell_damage)
+        self._hooks.hook(processor, "fail_all_requests", after=self._loop_ended)
         probe.tick()
 
     def _watch(self, layout: Layout, probe: StreamProbe, info: PoolInfo) -> None:
         """Everything: blocks, requests, steps, the host, the audit."""
-        processor, hooks = self.processor, self._hooks
+        processor, hooks = self._processor, self._hooks
         cache, scheduler, manager = processor.cache, processor.scheduler, processor.offloading_manager
         fresh = not any(group.allocator.block_table or group.allocator.ledger.cached_blocks for group in layout.groups)
         pool = probe.attach_pool(info, fresh=fresh)
@@ -202,13 +204,12 @@ class Recorder:
         blocks = BlockHooks(
             cache, layout, probe, pool, requests, refusals, postpone=host.postpone, computed=steps.computed
         )
-        host.give_back = blocks.give_back
         host.attach_pool(fresh=not manager._request_id_to_cpu_blocks)
         steps.claim_more = host.claim
         blocks.install(hooks)
         host.install(hooks)
         SchedulerHooks(scheduler, requests, host, steps).install(hooks)
-        hooks.around(processor, "update_batch", before=steps.updating, after=steps.updated)
+        hooks.hook(processor, "update_batch", before=steps.updating, after=steps.updated)
         audit = EngineAudit(cache, layout, requests, host, manager._cpu_pool, blocks.group_of_sector, steps.computed)
         probe.audit_from(audit, STEPS_A_SLICE)
 
@@ -224,9 +225,10 @@ class Recorder:
                     self.probe.adopt_thread()  # the loop is over: its last frame can be closed from here
                 self.probe.close()
             # nothing here keeps the engine's memory from being given back
-            self.processor = self._steps = self._requests = None
+            processor, self._processor = self._processor, None
+            self._steps = self._requests = None
             self._over.set()
-        self._ended(self)
+        self._ended(self, processor)
 
     def _refuse(self, message: str) -> None:
         self.why = message
@@ -234,19 +236,21 @@ class Recorder:
         self._end()
 
     def _tell_refused(self, probe: StreamProbe) -> None:
-        name, reasons = self._settings.engine or "transformers", ", ".join(probe.loss_reasons) or "no file"
-        if "second_writer" in probe.loss_reasons:
-            say(f"another engine called {name} (rank {self.rank}) records there: give this one another name")
+        reasons = probe.loss_reasons
+        if "second_writer" in reasons:
+            say(f"another engine called {self._name} (rank {self.rank}) records there: give this one another name")
         else:
-            say(f"nothing can be recorded in {self._settings.directory} ({reasons}): give one with room to write")
+            why = ", ".join(reasons) or "no file"
+            say(f"nothing can be recorded in {self._settings.directory} ({why}): give one with room to write")
 
     def _broken(self, label: str) -> None:
         """A hook failed: it is off, and the stream says from here on that it lacks something."""
-        self._failed.append(label)
-        say(f"the hook of {label} failed and is off: this recording lacks events")
-        if self.probe is not None:
-            self.probe.emitter.lose(1, Loss.HOOK)
+        self._damaged = True
+        message = f"the hook of {label} failed and is off: this recording lacks events"
+        self.why = self.why or message
+        say(message)
+        self._tell_damage()
 
-    def _tell_damage(self, result: object, *args: Any, **kwargs: Any) -> None:
-        if self._failed and self.probe is not None:
+    def _tell_damage(self, *args: Any, **kwargs: Any) -> None:
+        if self._damaged and self.probe is not None:
             self.probe.emitter.lose(1, Loss.HOOK)

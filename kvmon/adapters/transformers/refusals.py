@@ -37,7 +37,7 @@ class _Refusal:
 
 
 class Refusals:
-    """Watches one cache; `head_need` asks it for a need without anybody being refused."""
+    """Watches one cache; `need` can be asked for without anybody being refused."""
 
     def __init__(self, cache: Any, layout: Layout, pool: PoolProbe) -> None:
         self._cache, self._layout, self._pool = cache, layout, pool
@@ -99,7 +99,7 @@ class Refusals:
         refusal = _Refusal(
             one,
             _units(groups, needs),
-            unbound + _units(groups, spare),
+            self._layout.free_units(pool),
             _units(groups, cached),
             unbound + sum(n * g.slices for g, n, need in zip(groups, spare, needs, strict=True) if need),
             FailureReason.EXHAUSTED,

@@ -22,13 +22,13 @@ class SchedulerHooks:
     def install(self, hooks: Hooks) -> None:
         """Put them on, and meet whoever is there already."""
         scheduler = self._scheduler
-        hooks.around(scheduler, "add_waiting_request", after=self.waits)
-        hooks.around(scheduler, "finish_request", before=self.ending)
-        hooks.around(scheduler, "clear_cancelled_requests", after=self.cancelled)
-        hooks.around(scheduler, "reset", before=self.resetting)
-        hooks.around(scheduler, "schedule_batch", after=self._steps.scheduled)
+        hooks.hook(scheduler, "add_waiting_request", after=self.waits)
+        hooks.hook(scheduler, "finish_request", before=self.ending)
+        hooks.hook(scheduler, "clear_cancelled_requests", after=self.cancelled)
+        hooks.hook(scheduler, "reset", before=self.resetting)
+        hooks.hook(scheduler, "schedule_batch", after=self._steps.scheduled)
         if callable(getattr(scheduler, "_try_to_meet_safety_margin", None)):
-            hooks.around(scheduler, "_try_to_meet_safety_margin", after=self._steps.margin)
+            hooks.hook(scheduler, "_try_to_meet_safety_margin", after=self._steps.margin)
         for state in scheduler.active_requests.values():
             self._requests.found(state, running=True)
         for state in scheduler.waiting_requests.values():

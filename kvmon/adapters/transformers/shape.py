@@ -6,10 +6,10 @@ named, and then not recorded.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from kvmon.adapters.shapes import absent, can_patch, is_a, parameters
 from kvmon.adapters.transformers.declaration import HOME
 
 __all__ = ["is_manager", "is_processor", "missing_for_counts", "missing_for_units", "missing_in_manager"]
@@ -18,7 +18,7 @@ _MANAGER = ("_create_batch_processor",)
 _PROCESSOR = ("cache", "scheduler", "offloading_manager", "prepare_next_batch", "update_batch", "fail_all_requests")
 _SCHEDULER = ("active_requests", "waiting_requests", "schedule_batch")
 _CACHE = ("pool", "cache_allocators", "bytes_per_sector", "num_sectors")
-_ALLOCATOR = ("index", "bytes_per_block", "bytes_per_page", "blocks_per_sector", "tokens_per_page", "layer_type")
+_ALLOCATOR = ("index", "bytes_per_block", "bytes_per_page", "blocks_per_sector", "tokens_per_page")
 _POOL = ("free_sectors", "num_reserved_sectors", "count_free_blocks")
 
 # Beyond, for units: where it is -> (name, the parameters that a hook reads, in their order).
@@ -52,7 +52,7 @@ _HAS = {
     "cache.pool": ("_free_blocks",),
     "allocator": ("block_table",),
     "ledger": ("shared_ref_counts", "block_to_hash", "cached_blocks"),
-    "scheduler": ("waiting_requests_order", "max_requests_per_batch", "safety_margin"),
+    "scheduler": ("waiting_requests_order", "max_requests_per_batch", "block_new_requests"),
     "offloading_manager": ("_cpu_pool", "_request_id_to_cpu_blocks"),
     "cache": ("max_batch_tokens",),
 }
@@ -60,16 +60,12 @@ _HAS = {
 
 def is_manager(engine: object) -> bool:
     """Whether this is a manager of continuous batching; transformers is not imported."""
-    return _is(engine, "ContinuousBatchingManager")
+    return is_a(engine, "ContinuousBatchingManager", HOME)
 
 
 def is_processor(engine: object) -> bool:
     """Whether this is what a manager runs."""
-    return _is(engine, "ContinuousBatchProcessor")
-
-
-def _is(engine: object, name: str) -> bool:
-    return any(kind.__name__ == name and kind.__module__.startswith(HOME) for kind in type(engine).__mro__)
+    return is_a(engine, "ContinuousBatchProcessor", HOME)
 
 
 def missing_in_manager(manager: Any) -> list[str]:
@@ -79,18 +75,18 @@ def missing_in_manager(manager: Any) -> list[str]:
 
 def missing_for_counts(processor: Any) -> list[str]:
     """What no recording at all can do without, as far as it is not there."""
-    missing = list(_absent("ContinuousBatchProcessor", processor, _PROCESSOR))
+    missing = list(absent("ContinuousBatchProcessor", processor, _PROCESSOR))
     if missing:
         return missing
     cache, scheduler = processor.cache, processor.scheduler
-    missing += [*_absent("Scheduler", scheduler, _SCHEDULER), *_absent("PagedAttentionCache", cache, _CACHE)]
+    missing += [*absent("Scheduler", scheduler, _SCHEDULER), *absent("PagedAttentionCache", cache, _CACHE)]
     if missing:
         return missing
-    missing += _absent("CachePool", cache.pool, _POOL)
+    missing += absent("CachePool", cache.pool, _POOL)
     if not isinstance(cache.cache_allocators, dict) or not cache.cache_allocators:
         return [*missing, "PagedAttentionCache.cache_allocators by name"]
     for allocator in cache.cache_allocators.values():
-        missing += _absent(type(allocator).__name__, allocator, _ALLOCATOR)
+        missing += absent(type(allocator).__name__, allocator, _ALLOCATOR)
     return missing
 
 
@@ -111,25 +107,17 @@ def missing_for_units(processor: Any) -> list[str]:
         else:
             missing.append(f"{type(allocator).__name__}.ledger")
     for where, owner in places:
-        missing += _absent(type(owner).__name__, owner, _HAS.get(where, ()))
+        missing += absent(type(owner).__name__, owner, _HAS.get(where, ()))
         missing += _other_calls(owner, _CALLS[where])
-        if not type(owner).__dictoffset__:
+        if not can_patch(owner):
             missing.append(f"{type(owner).__name__} without attributes of its own")
     if not missing and any(not hasattr(tree, "trees") for tree in processor.cache.pool._free_blocks):
         missing.append("CachePool._free_blocks as trees")
     return list(dict.fromkeys(missing))
 
 
-def _absent(label: str, owner: Any, names: tuple[str, ...]) -> Iterator[str]:
-    yield from (f"{label}.{name}" for name in names if not hasattr(owner, name))
-
-
 def _other_calls(owner: Any, calls: tuple[tuple[str, tuple[str, ...]], ...]) -> Iterator[str]:
     for name, wanted in calls:
-        try:
-            found = tuple(inspect.signature(getattr(owner, name)).parameters)
-            same = found == wanted if name in _EXACT else found[: len(wanted)] == wanted
-        except (AttributeError, TypeError, ValueError):
-            same = False
-        if not same:
+        found = parameters(owner, name)
+        if found is None or (found if name in _EXACT else found[: len(wanted)]) != wanted:
             yield f"{type(owner).__name__}.{name}({', '.join(wanted)})"

@@ -205,15 +205,12 @@ class Steps:
 
     def _claim(self) -> None:
         """What the engine's own structures add up to: free blocks, ledgers, and the blocks that tables name."""
-        pool, layout = self._cache.pool, self._layout
-        free, idle, named = len(pool.free_sectors) * layout.sector_units, 0, 0
+        layout, named = self._layout, 0
         for group in layout.groups:
             allocator = group.allocator
             shared = allocator.ledger.shared_ref_counts
-            free += int(pool.count_free_blocks(group.index)) * group.slices
-            idle += len(allocator.ledger.cached_blocks) * group.slices
             held = sum(map(len, allocator.block_table.values())) - sum(shared.values()) + len(shared)
             named += held * group.slices
-        self._pool.claims(free, idle, named, 0)
+        self._pool.claims(layout.free_units(self._cache.pool), layout.idle_units(), named, 0)
         if self.claim_more is not None:
             self.claim_more()

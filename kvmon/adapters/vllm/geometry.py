@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from kvmon.adapters.counted import NET
 from kvmon.probe import PoolInfo
 
 __all__ = ["block_bytes", "config_of", "pool_info", "smallest_block_tokens"]
@@ -74,7 +75,7 @@ def pool_info(scheduler: Any, *, net: bool) -> PoolInfo:
     groups = config.kv_cache_groups
     counting = next((group for group in groups if _window(group) is None), groups[0])
     shards = int(parallel.tensor_parallel_size) * int(parallel.pipeline_parallel_size)
-    attributes: dict[str, Any] = {"shards": shards, **({"net": True} if net else {})}
+    attributes: dict[str, Any] = {"shards": shards, **(NET if net else {})}
     if len(groups) > 1:
         attributes["groups"] = len(groups)
         attributes["group_kinds"] = [type(_spec(group)).__name__ for group in groups][:8]

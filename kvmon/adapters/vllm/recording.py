@@ -19,7 +19,9 @@ from typing import Any
 
 from kvmon import __version__
 from kvmon.adapters.base import Attachment, Support
+from kvmon.adapters.counted import Counted
 from kvmon.adapters.settings import Settings
+from kvmon.adapters.shapes import other_shape
 from kvmon.adapters.vllm.blocks import BlockHooks
 from kvmon.adapters.vllm.geometry import config_of, pool_info
 from kvmon.adapters.vllm.held import Held
@@ -27,7 +29,6 @@ from kvmon.adapters.vllm.requests import Requests
 from kvmon.adapters.vllm.shape import missing_in_pool, missing_in_scheduler
 from kvmon.adapters.vllm.steps import Steps
 from kvmon.adapters.vllm.truth import Truth
-from kvmon.adapters.vllm.used import Used
 from kvmon.adapters.vllm.waits import Waits
 from kvmon.errors import InputError
 from kvmon.probe import Loss, Patches, PoolProbe, StreamProbe
@@ -53,9 +54,9 @@ class Recording(Attachment):
     def __init__(self, scheduler: Any, settings: Settings, support: Support, version: str) -> None:
         missing = missing_in_scheduler(scheduler)
         if missing:
-            raise InputError(f"this vLLM ({version}) has another shape than kvmon knows: no {', '.join(missing[:3])}")
+            raise InputError(f"vLLM {version} {other_shape(missing)}: update kvmon")
         if support.grade == "exact" and (missing := missing_in_pool(scheduler)):
-            support = Support("reduced", f"this vLLM ({version}) has no {', '.join(missing[:3])} as kvmon knows it")
+            support = Support("reduced", f"vLLM {version} {other_shape(missing)}")
         self.scheduler, self._settings, self._version = scheduler, settings, version
         self._grade, self._why = support.grade, support.why
         self.requests = Requests(settings.directory, scheduler, settings.class_by)
@@ -153,15 +154,18 @@ class Recording(Attachment):
         self.waits = waits = Waits(scheduler, pool, self.requests.numbers.get, self._broken, units=exact)
         self.steps = Steps(scheduler, probe, pool, self.requests, waits, owners=exact)
         self.held = Held(scheduler, pool)
-        used = None if exact else Used(scheduler, pool)
-        read = None if used is None else used.read
-        probe.audit_from(Truth(scheduler, self.requests, self.held, self.steps.written, read), _STEPS_A_SLICE)
+        used = (
+            None
+            if exact
+            else Counted(pool, self.waits.capacity, scheduler.kv_cache_manager.block_pool.get_num_free_blocks)
+        )
+        probe.audit_from(Truth(scheduler, self.requests, self.held, self.steps.written, used), _STEPS_A_SLICE)
         for request in scheduler.requests.values():
             self.waits.arrived(request)
         probe.tick()
         self._install(pool, used)
 
-    def _install(self, pool: PoolProbe, used: Used | None) -> None:
+    def _install(self, pool: PoolProbe, used: Counted | None) -> None:
         scheduler, steps = self.scheduler, self.steps
         patches = Patches(self._broken)
         self._undo = [patches, self.waits.patches]
@@ -170,7 +174,7 @@ class Recording(Attachment):
             self._undo.append(blocks.patches)
             blocks.install()
         else:
-            patches.hook(scheduler, "update_from_output", after=used.after_update)
+            patches.hook(scheduler, "update_from_output", after=used.follow)
         patches.hook(scheduler, "schedule", before=self._step_begins, after=steps.after_schedule)
         patches.hook(scheduler, "update_from_output", after=steps.after_update)
         patches.hook(scheduler, "add_request", before=self._enter, after=self._arrived)

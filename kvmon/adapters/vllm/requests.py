@@ -13,14 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvmon.adapters.classes import class_rule
 from kvmon.events.kinds import FinishReason
 from kvmon.probe import PageHasher, StreamProbe
 
-__all__ = ["Facts", "PageNames", "Requests", "class_rule", "finish_reason"]
+__all__ = ["Facts", "PageNames", "Requests", "finish_reason"]
 
 _PAGES_A_STEP = 256
 _LAST_PAGES = 64  # of what was generated, named when a request ends
-_CLASSES = 63  # that are told apart; later ones are class 0
 _REASONS = {
     "FINISHED_STOPPED": FinishReason.STOP,
     "FINISHED_REPETITION": FinishReason.STOP,
@@ -34,38 +34,6 @@ _REASONS = {
 def finish_reason(request: Any) -> int:
     """Of a request that has ended, as events number it."""
     return int(_REASONS.get(request.status.name, FinishReason.UNKNOWN))
-
-
-def class_rule(rule: str, hasher: PageHasher) -> Callable[[Any], int]:
-    """The class of a request by the operator's rule; see `settings`.
-
-    Of lengths the class is the number of bits of the prompt's length: class k has prompts below 2**k tokens.
-    Priorities, LoRA adapters and salts are numbered from 1 as they come.
-    """
-    if rule == "length":
-        return lambda request: int(request.num_prompt_tokens).bit_length()
-    if rule == "none":
-        return lambda request: 0
-    seen: dict[Any, int] = {}
-
-    def value_of(request: Any) -> Any:
-        if rule == "priority":
-            return request.priority
-        if rule == "lora":
-            lora = request.lora_request
-            return None if lora is None else lora.lora_int_id
-        salt = request.cache_salt
-        return None if salt is None else hasher.words([salt.encode()], 1).tobytes()
-
-    def class_of(request: Any) -> int:
-        value = value_of(request)
-        if value is None:
-            return 0
-        if value not in seen and len(seen) < _CLASSES:
-            seen[value] = len(seen) + 1
-        return seen.get(value, 0)
-
-    return class_of
 
 
 class PageNames:
@@ -132,7 +100,20 @@ class Requests:
         self.prefilling: dict[str, Any] = {}
         self._last = 0
         self._hasher = PageHasher(directory)
-        self._class_of = class_rule(class_by, self._hasher)
+        self._class_of = class_rule(
+            class_by,
+            {
+                "length": lambda request: request.num_prompt_tokens,
+                "priority": lambda request: request.priority,
+                "lora": lambda request: getattr(request.lora_request, "lora_int_id", None),
+                "salt": self._salt,
+            },
+        )
+
+    def _salt(self, request: Any) -> bytes | None:
+        """Its keyed hash: the salt itself is kept nowhere."""
+        salt = request.cache_salt
+        return None if salt is None else self._hasher.words([salt.encode()], 1).tobytes()
 
     def record_with(self, probe: StreamProbe) -> None:
         """Say everything from now on to `probe`."""

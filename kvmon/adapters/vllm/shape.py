@@ -6,9 +6,10 @@ was when the hooks were written is named, and then not recorded.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
+
+from kvmon.adapters.shapes import absent, can_patch, is_a, parameters
 
 __all__ = ["SCHEDULER_MODULE", "is_scheduler", "missing_in_pool", "missing_in_scheduler"]
 
@@ -34,26 +35,23 @@ _PARAMETERS = {
 
 def is_scheduler(engine: object) -> bool:
     """Whether this is a scheduler of vLLM, or of a class derived from it; vLLM is not imported."""
-    return any(kind.__module__ == SCHEDULER_MODULE and kind.__name__ == "Scheduler" for kind in type(engine).__mro__)
+    return is_a(engine, "Scheduler", SCHEDULER_MODULE)
 
 
 def missing_in_scheduler(scheduler: Any) -> list[str]:
     """What no recording at all can do without, as far as it is not there."""
-    missing = [f"Scheduler.{name}" for name in _SCHEDULER if not hasattr(scheduler, name)]
+    missing = list(absent("Scheduler", scheduler, _SCHEDULER))
     if missing:
         return missing
     manager = scheduler.kv_cache_manager
-    missing = [f"KVCacheManager.{name}" for name in _MANAGER if not hasattr(manager, name)]
+    missing = list(absent("KVCacheManager", manager, _MANAGER))
     if missing:
         return missing
-    if not hasattr(manager.coordinator, "get_num_blocks_to_allocate"):
-        missing.append("KVCacheCoordinator.get_num_blocks_to_allocate")
-    pool = manager.block_pool
-    missing += [f"BlockPool.{name}" for name in ("num_gpu_blocks", "get_num_free_blocks") if not hasattr(pool, name)]
-    missing += [
-        f"{type(one).__name__} without attributes of its own" for one in (scheduler, manager) if not _can_patch(one)
+    missing += absent("KVCacheCoordinator", manager.coordinator, ("get_num_blocks_to_allocate",))
+    missing += absent("BlockPool", manager.block_pool, ("num_gpu_blocks", "get_num_free_blocks"))
+    return missing + [
+        f"{type(one).__name__} with attributes of its own" for one in (scheduler, manager) if not can_patch(one)
     ]
-    return missing
 
 
 def missing_in_pool(scheduler: Any) -> list[str]:
@@ -63,36 +61,23 @@ def missing_in_pool(scheduler: Any) -> list[str]:
 
 def _of_pool(manager: Any) -> Iterator[str]:
     pool = manager.block_pool
-    absent = [name for name in _POOL if not hasattr(pool, name)]
-    yield from (f"BlockPool.{name}" for name in absent)
-    if absent:
-        return
-    if not _can_patch(pool):
-        yield f"{type(pool).__name__} without attributes of its own"
+    missing = list(absent("BlockPool", pool, _POOL))
+    if not missing and not can_patch(pool):
+        missing = [f"{type(pool).__name__} with attributes of its own"]
+    yield from missing
+    if missing:
         return
     block = pool.null_block
-    absent = [name for name in _BLOCK if not hasattr(block, name)]
-    yield from (f"KVCacheBlock.{name}" for name in absent)
-    if not absent and (block.block_id != 0 or pool.blocks[0] is not block or len(pool.blocks) != pool.num_gpu_blocks):
+    missing = list(absent("KVCacheBlock", block, _BLOCK))
+    yield from missing
+    if not missing and (block.block_id != 0 or pool.blocks[0] is not block or len(pool.blocks) != pool.num_gpu_blocks):
         yield "BlockPool whose null block is number 0 of its blocks"
     for name, wanted in _PARAMETERS.items():
-        found = _parameters(pool, name)
+        found = parameters(pool, name) or ("?",)
         if found[: len(wanted)] != wanted or (name == "get_new_blocks" and found != wanted):
             yield f"BlockPool.{name}({', '.join(wanted)})"
-    if not {"blocks", "num_cached_blocks", "num_full_blocks"} <= set(_parameters(pool, "cache_full_blocks")):
+    if not {"blocks", "num_cached_blocks", "num_full_blocks"} <= set(parameters(pool, "cache_full_blocks") or ()):
         yield "BlockPool.cache_full_blocks(blocks, num_cached_blocks, num_full_blocks)"
     groups = getattr(manager.coordinator, "single_type_managers", None)
     if not groups or any(not hasattr(group, "req_to_blocks") for group in groups):
         yield "KVCacheCoordinator.single_type_managers with req_to_blocks"
-
-
-def _parameters(owner: Any, name: str) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(getattr(owner, name)).parameters)
-    except (TypeError, ValueError):
-        return ("?",)
-
-
-def _can_patch(owner: object) -> bool:
-    """Whether the object can have attributes of its own, so that a hook can stand before a method of its class."""
-    return type(owner).__dictoffset__ != 0

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kvmon.adapters.counted import Counted
 from kvmon.adapters.vllm.held import Held
 from kvmon.adapters.vllm.requests import Requests
 from kvmon.events.kinds import RequestState
 from kvmon.events.wire import CACHED, DEFERRED, STATUS
 from kvmon.probe import RequestPicture
 
-__all__ = ["Truth", "counted_status"]
+__all__ = ["Truth"]
 
 _RUNNING, _PREEMPTED, _WAITING = int(RequestState.RUNNING), int(RequestState.PREEMPTED), int(RequestState.WAITING)
 _STATES = {"RUNNING": _RUNNING, "PREEMPTED": _PREEMPTED}
-
-
-def counted_status(used: int, first: int, count: int) -> list[int]:
-    """Status words where only the number of used units is known: the first `used` of them stand for those."""
-    return [STATUS | (unit <= used) for unit in range(first, first + count)]
 
 
 class Truth:
@@ -31,7 +27,7 @@ class Truth:
         requests: Requests,
         held: Held,
         written: Callable[[Any], int],
-        used: Callable[[], int] | None = None,
+        used: Counted | None = None,
     ) -> None:
         self._scheduler, self._requests, self._held = scheduler, requests, held
         self._written, self._used = written, used
@@ -41,7 +37,7 @@ class Truth:
     def status(self, pool: int, first: int, count: int) -> Sequence[int]:
         """Status words of the units from `first` on."""
         if self._used is not None:
-            return counted_status(self._used(), first, count)
+            return self._used.status(pool, first, count)
         blocks = self._blocks.blocks[first : first + count]
         words = [
             STATUS | block.ref_cnt if block._block_hash is None else STATUS | CACHED | block.ref_cnt for block in blocks
