@@ -1,12 +1,11 @@
 """`kvmon doctor`: why does nothing appear, or less than expected; one line a finding, each with what to do.
 
-Wiring only: adapters say what they would do, the recording says what happened. No engine is imported, nothing is kept.
-Segments are read with the standard library alone, so that it works in an engine's environment, and at once.
+Adapters say what they would do, recordings (`doctor_streams`) what happened. No engine is imported and nothing is kept;
+the standard library is enough, so that it works in an engine's environment.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -14,24 +13,21 @@ import stat
 import sys
 import tempfile
 import textwrap
-import time
-from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvmon import __version__
-from kvmon.errors import ConfigError, InputError, NewerFormatError, RecordingError, SystemRefused
+from kvmon.cli.doctor_streams import Stream, read_stream
+from kvmon.errors import ConfigError, RecordingError, SystemRefused
 
 if TYPE_CHECKING:
     from kvmon.adapters.settings import Settings
-    from kvmon.events import Event
-    from kvmon.recording import Header, Live
+    from kvmon.recording import Live
 
 __all__ = ["Finding", "command", "directory_findings", "environment_findings"]
 
@@ -147,11 +143,15 @@ def directory_findings(directory: Path | None, environment: Mapping[str, str]) -
         hint = f"; 'kvmon replay {directory}' reads a capture" if directory.suffix == ".kvmon" else ""
         yield Finding("directory", PROBLEM, f"{directory} is no directory: give the one that engines record into{hint}")
         return
+    from kvmon.recording import find_streams
+
     settings, _ = _settings(environment)
-    streams: list[_Stream] = []
+    streams: list[Stream] = []
     said: list[Finding] = []
     try:
-        streams, said = _look(directory)
+        paths = find_streams(directory)
+        said += _beside(directory, paths)
+        streams = [read_stream(path) for path in paths]
     except (RecordingError, SystemRefused, OSError) as error:
         said.append(Finding("recordings", PROBLEM, str(error)))
     alive = [stream for stream in streams if stream.alive]
@@ -191,7 +191,7 @@ def _readable(directory: Path, mode: int, settings: Settings | None) -> Finding:
     return Finding("readers", OK, f"{shown}: its owner alone reads recordings; KVMON_GROUP=1 lets its group do so too")
 
 
-def _room(directory: Path, alive: list[_Stream], settings: Settings | None) -> Iterator[Finding]:
+def _room(directory: Path, alive: list[Stream], settings: Settings | None) -> Iterator[Finding]:
     """What is free against what ranks will still take: one that is to come, or those that record now."""
     from kvmon.recording.writer import DEFAULT_BUDGET
     from kvmon.units import format_bytes
@@ -210,130 +210,21 @@ def _room(directory: Path, alive: list[_Stream], settings: Settings | None) -> I
     yield Finding("room", short if free < wanted else OK, words)
 
 
-@dataclass
-class _Stream:
-    """What the newest segment of a stream says; `problem` where it cannot be read."""
-
-    path: Path
-    alive: bool | None = None
-    header: Header | None = None
-    live: Live | None = None
-    config: Mapping[str, Any] | None = None
-    last_step: Event | None = None
-    bytes: int = 0
-    refused: int = 0
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.header.engine}-{self.header.rank}" if self.header else self.path.name
-
-    @property
-    def age_seconds(self) -> float | None:
-        """Since its last frame: by the clock that both share while it lives, else by the wall's."""
-        if self.header is None or self.live is None:
-            return None
-        if self.alive:
-            return max(0, time.monotonic_ns() - self.live.heartbeat_ns) / 1e9
-        return max(0, time.time_ns() - self.header.wall_ns - self.live.heartbeat_ns + self.header.mono_ns) / 1e9
-
-
-def _look(directory: Path) -> tuple[list[_Stream], list[Finding]]:
-    """The streams of a directory, and what stands in the way of seeing more of them.
-
-    Raises RecordingError, SystemRefused or OSError where the directory cannot be read.
-    """
-    from kvmon.recording import find_streams
-
-    paths = find_streams(directory)
+def _beside(directory: Path, streams: list[Path]) -> Iterator[Finding]:
+    """What else is in a directory that could be a recording, and whether there is none at all."""
     folders = [entry for entry in sorted(directory.iterdir()) if entry.is_dir() and not entry.is_symlink()]
-    others = [entry for entry in folders if entry not in paths]
-    said = [
-        Finding(entry.name, PROBLEM, "may not be entered by this user: run as the engine's user or set KVMON_GROUP")
-        for entry in others
-        if not os.access(entry, os.R_OK | os.X_OK, effective_ids=True)
-    ]
-    if not paths and not said:
+    others = [entry for entry in folders if entry not in streams]
+    closed = [entry for entry in others if not os.access(entry, os.R_OK | os.X_OK, effective_ids=True)]
+    for entry in closed:
+        words = "may not be entered by this user: run as the engine's user or set KVMON_GROUP"
+        yield Finding(entry.name, PROBLEM, words)
+    if not streams and not closed:
         foreign = f" ({others[0].name} and what else is there is no recording)" if others else ""
         words = f"none yet{foreign}: an engine begins one when it has built its scheduler; see its log"
-        said.append(Finding("recordings", NOTE, words))
-    return [_read(path) for path in paths], said
+        yield Finding("recordings", NOTE, words)
 
 
-def _read(path: Path) -> _Stream:
-    """One stream, whatever state it is in."""
-    stream = _Stream(path)
-    try:
-        _read_into(stream)
-    except (RecordingError, NewerFormatError, SystemRefused) as error:
-        stream.problem = str(error)
-    except OSError as error:
-        stream.problem = f"cannot be read ({error.strerror or error}): run as the engine's user or set KVMON_GROUP"
-    return stream
-
-
-def _read_into(stream: _Stream) -> None:
-    from kvmon.recording import Position, StreamReader, headers, is_alive
-
-    segments = sorted(stream.path.glob("*.seg"))
-    for file in (stream.path / "lock", *segments):
-        with contextlib.suppress(FileNotFoundError):  # the oldest may go at any moment
-            status = file.lstat()
-            if not stat.S_ISREG(status.st_mode):
-                stream.problem = f"{file.name} is no regular file, so nobody made it but by hand: move it away"
-                return
-            stream.bytes += status.st_size
-    with contextlib.suppress(OSError):
-        stream.refused = (stream.path / "refused").lstat().st_size
-    stream.alive = is_alive(stream.path / "lock")
-    for header in islice(headers(stream.path), 2):  # the newest one may hold no whole frame yet
-        if stream.header is not None and header.epoch != stream.header.epoch:
-            break
-        reader = StreamReader(stream.path, Position(header.index, 0))
-        try:
-            piece = reader.poll() or reader.open_tail()
-            stream.header, stream.live = stream.header or header, stream.live or reader.live()
-        finally:
-            reader.close()
-        if piece is not None:
-            words = array("I", piece.data)
-            stream.config, stream.last_step = _config(words), _last_step(words)
-            break
-    if stream.header is None:
-        if stream.alive:
-            stream.problem = "its engine lives, but has no segment: is there room, and may it write here?"
-        elif segments:
-            stream.problem = "no segment can be read: damaged, or not of kvmon: move it away"
-        else:
-            stream.problem = "its engine ended before it recorded anything: see its log"
-
-
-def _config(words: array[int]) -> Mapping[str, Any] | None:
-    """The engine's configuration, which every segment begins with."""
-    from kvmon.events import Kind, decode
-
-    with contextlib.suppress(InputError, ValueError, IndexError, RecursionError):  # damaged
-        first = next(decode(words), None)
-        if first is not None and first.kind is Kind.ENGINE_CONFIG:
-            config = json.loads(first.fields["text"])
-            return config if isinstance(config, dict) else None
-    return None
-
-
-def _last_step(words: array[int]) -> Event | None:
-    """The record that closes the last frame, if it is a step."""
-    from kvmon.events import Kind, decode, record_words
-
-    for at in range(len(words) - 1, max(-1, len(words) - 64), -1):
-        with contextlib.suppress(InputError, IndexError):
-            if record_words(words, at) == len(words) - at:
-                last = next(decode(words, at), None)
-                if last is not None and last.kind in (Kind.STEP, Kind.TICK):
-                    return last if last.kind is Kind.STEP else None
-    return None
-
-
-def _said_by(stream: _Stream) -> Iterator[Finding]:
+def _said_by(stream: Stream) -> Iterator[Finding]:
     """What a stream says: how its engine is, then everything that makes it less than it could be."""
     name, live = stream.name, stream.live
     if stream.problem:
@@ -357,7 +248,7 @@ def _said_by(stream: _Stream) -> Iterator[Finding]:
         yield Finding(name, PROBLEM, f"{words} (it tried {stream.refused:,} times)" if stream.refused > 1 else words)
 
 
-def _life(stream: _Stream, live: Live) -> Finding:
+def _life(stream: Stream, live: Live) -> Finding:
     from kvmon.recording.layout import SEALED_CLOSED
     from kvmon.units import format_duration
 
