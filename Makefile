@@ -26,7 +26,7 @@ test: .venv/.installed .venv/.tools .venv/.guidellm ## Run the tests (ARGS="-m '
 # newest transformers in that of the other tests.
 test-engines: .venv/.installed .venv-engines/.installed ## Run the tests against real engines.
 	@.venv-engines/bin/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS) $(wildcard tests/engines/test_vllm*.py)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 $(ARGS) tests/engines/test_transformers.py
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 $(ARGS) $(wildcard tests/engines/test_transformers*.py)
 
 check: .venv/.installed ## Check format, lint, types and that generated files are up to date.
 	@$(BIN)/ruff format --check .

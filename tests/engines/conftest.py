@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,19 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes schedulers of vLLM, with few blocks; see `vllm_alone.make_scheduler`. In the end nothing stays attached."""
     yield lambda **options: make_scheduler(tmp_path / "models", **{"blocks": 40, **options})
     kvmon.detach()
+
+
+@pytest.fixture
+def transformers_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Claims and a slice of the audit with every step, quiet engines, and nothing attached afterwards."""
+    from kvmon.adapters.transformers import adapter, recorder, steps
+
+    monkeypatch.setattr(steps, "CLAIMS_EVERY_NS", 0)
+    monkeypatch.setattr(recorder, "STEPS_A_SLICE", 1)
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL + 1)
+    yield
+    kvmon.detach()
+    assert not list(adapter._attached)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

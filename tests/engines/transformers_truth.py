@@ -12,7 +12,7 @@ import numpy as np
 from kvmon.events import Event, RequestState, decode
 from kvmon.events.wire import CACHED
 from kvmon.recording import StreamReader, find_streams
-from kvmon.state import StreamState
+from kvmon.state import FaultKind, StreamState
 from kvmon.state.requests import computed_tokens
 
 __all__ = ["Follower", "events_of", "words_of"]
@@ -38,7 +38,7 @@ class Follower:
         self.state = StreamState(verify=True)
         self._directory = directory
         self._reader: StreamReader | None = None
-        self.compared = self.shared = self.cached = self.preempted = self.hosted = 0
+        self.compared = self.shared = self.cached = self.preempted = self.hosted = self.lost_on_the_host = 0
 
     def fold(self) -> None:
         """Everything that was written since."""
@@ -86,7 +86,9 @@ class Follower:
         assert (pool.unowned or 0) == 0
         self._compare_requests(numbers, tables)
         self._compare_host(numbers, size)
-        assert not self.state.faults(), [str(fault) for fault in self.state.faults()[:3]]
+        # an engine that dies while it offloads forgets blocks of its swap pool, and the recording says so
+        leaks = [fault for fault in self.state.faults() if fault.kind is FaultKind.UNOWNED and fault.pool == 2]
+        assert self.state.faults() == (leaks if self.driven.died is not None and self.lost_on_the_host else [])
         self.compared += 1
         self.shared += sum(count > 1 for count in references.values())
         self.cached += len(content - set(references))
@@ -118,17 +120,27 @@ class Follower:
         if manager._cpu_pool is None:
             assert 2 not in self.state.pools
             return
-        pool, held, requests = self.state.pools[2], set(), self.state.requests
+        pool, requests, named = self.state.pools[2], self.state.requests, 0
         rows = {int(request): row for row, request in enumerate(requests.id.tolist()) if request}
+        allocators = self.driven.processor.cache.cache_allocators
         for name, number in numbers.items():
             mine: list[list[int]] = []
-            for group, allocator in self.driven.processor.cache.cache_allocators.items():
+            for group, allocator in allocators.items():
                 slices = allocator.bytes_per_block // size
                 blocks = manager._request_id_to_cpu_blocks.get(name, {}).get(group, [])
                 mine += [[block * slices + k + 1 for block in blocks] for k in range(slices)]
             assert [table.units.tolist() for table in self.state.tables(rows[number], 2)] == mine
-            held.update(unit for table in mine for unit in table)
-        if numbers:  # units that stay when no request lives are not understood yet: see the swap pool's open case
-            assert (np.flatnonzero(pool.status & np.uint32(0xFFFFFF)) + 1).tolist() == sorted(held)
+            named += sum(map(len, mine))
+        sector = self.driven.processor.cache.bytes_per_sector // size
+        free = {
+            unit for one in manager._cpu_pool.free_sectors for unit in range(one * sector + 1, (one + 1) * sector + 1)
+        }
+        for allocator in allocators.values():
+            slices = allocator.bytes_per_block // size
+            for leaves in manager._cpu_pool._free_blocks[allocator.index].trees.values():
+                free.update(block * slices + k + 1 for block in leaves for k in range(slices))
+        held = sorted(set(range(1, pool.capacity_units + 1)) - free)
+        assert (np.flatnonzero(pool.status & np.uint32(0xFFFFFF)) + 1).tolist() == held
+        self.lost_on_the_host = len(held) - named
         assert pool.active + pool.free == pool.capacity_units
         self.hosted += bool(held)
