@@ -61,6 +61,8 @@ clean: ## Remove .venv and everything else that the other targets made.
 	@# torch first: what depends on it would otherwise choose one with CUDA.
 	@$(BIN)/pip install --quiet --constraint constraints.txt torch
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# Without what they ask for: one wants Kerberos headers to build a file of JSON, the other nothing that is used here.
+	@$(BIN)/pip install --quiet --no-deps grafana-dashboard-builder==0.10.0a3 grafana-foundation-sdk==0.0.21
 	@touch $@
 
 # torch first, and what the engine brings for CUDA goes again: it breaks the import of a build for CPUs. kvmon comes last
@@ -100,14 +102,22 @@ elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 else echo "kvmon: no way to make a virtual environment: run 'apt-get install python3-venv' and try again" >&2; exit 1; fi
 endef
 
-# prometheus and promtool check what we generate. The package is unpacked, not installed: no root, and no daemon starts.
-# Without it the tests that need it skip and say how to get it.
+# Prometheus, promtool and Alertmanager run what we generate. Their packages are unpacked, not installed: no root, and no
+# daemon starts. Chromium and npm need too many others for that and are installed where that is allowed. Without them the
+# tests that need them skip and say how to get them.
 .venv/.tools: .venv/.installed
-	@if ! { command -v prometheus && command -v promtool; } > /dev/null && command -v apt-get > /dev/null; then \
+	@if ! { command -v prometheus && command -v promtool && command -v prometheus-alertmanager; } > /dev/null \
+	  && command -v apt-get > /dev/null; then \
 	  mkdir -p $(DEBIAN)/download && cd $(DEBIAN)/download; \
-	  if apt-get download -qq prometheus 2> /dev/null \
-	    || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq prometheus; }; \
-	  then dpkg-deb -x prometheus_*.deb ..; \
-	  else echo "kvmon: prometheus cannot be downloaded here; its tests need 'apt-get install prometheus'" >&2; fi; \
+	  get='apt-get download -qq prometheus prometheus-alertmanager'; \
+	  if $$get 2> /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && $$get; }; \
+	  then for package in *.deb; do dpkg-deb -x $$package ..; done; \
+	  else echo "kvmon: prometheus cannot be downloaded here; its tests need" \
+	    "'apt-get install prometheus prometheus-alertmanager'" >&2; fi; \
+	fi
+	@if ! { command -v chromium && command -v npm; } > /dev/null; then \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -qq \
+	    && apt-get install -y -qq --no-install-recommends chromium npm; } > /dev/null \
+	  || echo "kvmon: chromium and npm cannot be installed here; their tests need 'apt-get install chromium npm'" >&2; \
 	fi
 	@touch $@

@@ -33,7 +33,7 @@ DIRECTIONS: dict[str, set[str]] = {
     "state": {"events", "jit", "units", "crc"},
     "diagnosis": {"state"},
     "replay": {"capture", "state", "diagnosis", "simulate"},
-    "exporter": {"recording", "state", "diagnosis", "catalog"},
+    "exporter": {"recording", "state", "diagnosis", "catalog", "alerts"},
     "report": {"replay", "diagnosis"},
     "dashboards": {"catalog"},
     "alerts": {"catalog"},
@@ -59,6 +59,10 @@ OUTSIDE = {
     "numba": {"jit"},
     "click": {"cli"},
     "rich": {"cli", "report"},
+    "bcrypt": {"exporter"},
+    "yaml": {"exporter", "alerts", "dashboards"},
+    "opentelemetry": {"exporter"},
+    "grafana_dashboards": {"dashboards"},
     "plotly": {"report"},
     "pyarrow": {"cli", "replay"},
     "duckdb": {"cli", "replay"},
@@ -78,6 +82,9 @@ HEAVY = (
     "zstandard",
     "rich",
     "pynvml",
+    "yaml",
+    "bcrypt",
+    "opentelemetry",
 )
 
 
@@ -89,7 +96,9 @@ def layer_of(module: str) -> str:
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Dotted name and path of every module of the package."""
-    for path in sorted(PACKAGE.rglob("*.py")):
+    # alerts and dashboards are links to folders of the top level, which rglob does not enter
+    linked = [path for folder in PACKAGE.iterdir() if folder.is_symlink() for path in folder.rglob("*.py")]
+    for path in sorted([*PACKAGE.rglob("*.py"), *linked]):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 

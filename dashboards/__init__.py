@@ -1,0 +1,1 @@
+"""Grafana dashboards over kvmon's metrics, as generated JSON."""
