@@ -1,7 +1,7 @@
 """Files that are whole or not there: what is written goes to a name beside the one asked for, and takes it at the end.
 
 Invariant: nothing but a regular file is ever replaced, no link to one either, and one that was not to be replaced never
-is; what is made is readable by its owner alone.
+is; what is made is readable by its owner alone, unless its maker wants it read by others.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from kvmon.errors import InputError, SystemRefused
 __all__ = ["NewFile", "write_whole"]
 
 _AT_ONCE = 8192
+_OWN = 0o600
 
 
 class NewFile:
     """A file in the making. `what` names it in messages, such as "the trace"; `force` replaces one that is there.
+    `mode` is what the file has in the end; another than the usual one does not heed the umask.
 
     Raises InputError where `path` is taken, is no regular file, or has no directory, SystemRefused where it cannot be
     written.
     """
 
-    def __init__(self, path: Path, what: str, *, force: bool) -> None:
+    def __init__(self, path: Path, what: str, *, force: bool, mode: int = _OWN) -> None:
         self.path = path
         self._force = force
+        self._mode = mode
         self._open = False
         self._may_take_name()
         self._unnamed = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             self._fd = os.open(
-                self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+                self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _OWN
             )
         except FileNotFoundError:
             raise InputError(f"no directory {path.parent}: make it, or give another place for {what}") from None
@@ -57,6 +60,8 @@ class NewFile:
     def close(self) -> None:
         """Give the file its name. Raises InputError where that was taken meanwhile, SystemRefused as `write`."""
         try:
+            if self._mode != _OWN:
+                os.fchmod(self._fd, self._mode)
             os.fsync(self._fd)
             self._may_take_name()
             os.replace(self._unnamed, self.path)

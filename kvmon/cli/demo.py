@@ -155,8 +155,9 @@ def _exporter(directory: Path, port: int | None) -> Iterator[str]:
 
     from kvmon import __version__
     from kvmon.exporter.app import create_app
-    from kvmon.exporter.server import DEFAULT_PORT, Address, HttpServer, ServerConfig
+    from kvmon.exporter.server import HttpServer, ServerConfig
     from kvmon.exporter.sidecar import Sidecar
+    from kvmon.exporter.web.address import DEFAULT_PORT, Address
 
     with TemporaryDirectory(prefix="kvmon-demo-") as state_dir:
         sidecar = Sidecar([directory], state_dir=Path(state_dir))

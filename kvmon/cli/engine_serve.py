@@ -56,7 +56,8 @@ def command(host: str, port: int, overload: str, max_waiting: int | None, **engi
     from kvmon.engine.server.app import create_app
     from kvmon.engine.server.assembly import engine_builder, load_service
     from kvmon.engine.server.bridge import Bridge
-    from kvmon.exporter.server import Address, HttpServer, ServerConfig
+    from kvmon.exporter.server import HttpServer, ServerConfig
+    from kvmon.exporter.web.address import Address
 
     service = load_service(options["model"])
     logging.basicConfig(level=logging.WARNING, format="kvmon: %(message)s")

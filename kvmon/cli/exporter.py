@@ -5,36 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmon.cli.exporter_collectors import ExporterCommand, collecting, collecting_options
+from kvmon.cli.exporter_output import output, output_options, pusher_of, write_once
+from kvmon.cli.exporter_web import web, web_options
+
+if TYPE_CHECKING:
+    from kvmon.exporter.sidecar import Sidecar
+
 __all__ = ["command"]
 
-_DEFAULT_LISTEN = "127.0.0.1:10490"
 
-
-@click.command("exporter")
+@click.command("exporter", cls=ExporterCommand)
 @click.option(
     "--dir",
     "directories",
     multiple=True,
     metavar="DIR",
     help="Recording directory that the engines write to; may be given several times.  [env: KVMON_DIR]",
-)
-@click.option(
-    "--web.listen-address",
-    "listen",
-    multiple=True,
-    metavar="HOST:PORT",
-    help=f"Where to listen, may be given several times; :PORT is every interface.  [default: {_DEFAULT_LISTEN}]",
-)
-@click.option("--web.telemetry-path", "path", default="/metrics", show_default=True, help="Path of the metrics.")
-@click.option(
-    "--web.max-requests",
-    "max_requests",
-    default=40,
-    show_default=True,
-    help="Scrapes at once; 0: no limit.",
 )
 @click.option(
     "--stall-seconds",
@@ -47,13 +38,17 @@ _DEFAULT_LISTEN = "127.0.0.1:10490"
     metavar="DIR",
     help="Where cumulative numbers are kept over restarts.  [default: beside each recording]",
 )
+@web_options
+@collecting_options
+@output_options
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     directories: tuple[str, ...],
-    listen: tuple[str, ...],
-    path: str,
-    max_requests: int,
     stall_seconds: float,
     state_dir: str | None,
+    **options: Any,
 ) -> None:
     """Follow recordings and serve their metrics to Prometheus.
 
@@ -64,8 +59,6 @@ def command(
 
     from kvmon import __version__
     from kvmon.errors import ConfigError, SystemRefused
-    from kvmon.exporter.app import create_app
-    from kvmon.exporter.server import HttpServer, ServerConfig, parse_address
     from kvmon.recording import find_streams
 
     directories = directories or tuple(filter(None, [os.environ.get("KVMON_DIR")]))
@@ -78,31 +71,51 @@ def command(
         find_streams(directory)
     if state_dir is not None and not os.access(state_dir, os.W_OK | os.X_OK):
         raise SystemRefused(f"cannot write to the state directory {state_dir}: make it or give another")
-    addresses = tuple(parse_address(text) for text in listen or (_DEFAULT_LISTEN,))
+    out, what = output(context, options), collecting(options)
 
-    from kvmon.exporter.sidecar import Sidecar
+    def make_sidecar() -> Sidecar:
+        from kvmon.exporter.sidecar import Sidecar
 
-    logging.basicConfig(level=logging.WARNING, format="kvmon: %(message)s")
-    sidecar = Sidecar(
-        paths,
-        stall_seconds=stall_seconds,
-        state_dir=Path(state_dir) if state_dir else None,
-        compile_apart=True,
-    )
+        return Sidecar(
+            paths,
+            collectors=what.collectors,
+            series_budget=what.series_budget,
+            max_series=what.max_series,
+            stall_seconds=stall_seconds,
+            state_dir=Path(state_dir) if state_dir else None,
+            compile_apart=True,
+        )
+
+    if out.textfile is not None:
+        write_once(make_sidecar(), out.textfile)
+        return
+
+    serving = web(options)
+    sidecar = make_sidecar()
+    pusher = pusher_of(sidecar, out)
+
+    from kvmon.exporter.app import create_app
+
     app = create_app(
         sidecar.render,
         sidecar.health,
         sidecar.ready,
         __version__,
-        telemetry_path=path,
-        max_requests=max_requests,
+        telemetry_path=serving.path,
+        max_requests=serving.max_requests,
     )
-    server = HttpServer(app, ServerConfig(listen=addresses))
+    log = logging.getLogger(__name__)
+    server = serving.server(app)
     for address in server.addresses:
-        click.echo(f"kvmon: metrics at http://{address}{path}", err=True)
-    sys.setswitchinterval(0.001)  # a scrape that meets the following thread waits 1 ms for its turn, not 5
+        log.info(f"metrics at {serving.where(address)}", extra={"version": __version__})
+    for directory in paths:
+        log.info("recordings are followed", extra={"directory": str(directory)})
+    # A scrape changes threads a few times; where it meets the following thread it waits so long each time, not 5 ms.
+    sys.setswitchinterval(0.0001)
     sidecar.start()
     try:
-        server.run()
+        with pusher:
+            server.run()
     finally:
+        server.close()
         sidecar.stop()

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pynvml
+
 __all__ = ["Driver", "Gpu"]
 
 _RETRY_SECONDS = 600.0
@@ -57,8 +59,6 @@ class Driver:
         now = self._clock()
         if self._nvml is None and (self._asked is None or now - self._asked >= _RETRY_SECONDS):
             self._asked = now
-            import pynvml
-
             try:
                 pynvml.nvmlInit()
             except pynvml.NVMLError:

@@ -1,121 +1,182 @@
-"""The exporter's HTTP server: where it listens, how it ends, and what it does not put up with.
+"""The exporter's HTTP server: listens, serves an ASGI application, and ends in order.
 
-Sockets are bound before anything else starts, so that a taken port is one clear error. A client that connects and
-sends no request is cut off; SIGTERM and SIGINT let the scrapes in progress finish. It serves any ASGI application and
-knows none.
+Sockets are bound before anything else starts, so that a taken port is one clear error. A client that owes something is
+cut off at a deadline, and one more client always gets in; SIGTERM and SIGINT let the scrapes in progress finish. It
+serves any application and knows none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
+import contextlib
+import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NamedTuple
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kvmon.errors import ConfigError, SystemRefused
+from kvmon.exporter.web.address import (
+    DEFAULT_PORT,
+    Address,
+    Listener,
+    UnixAddress,
+    listen_on,
+)
+from kvmon.exporter.web.connections import Connections, Guest, Phase
+from kvmon.exporter.web.door import Door, Tls
+from kvmon.exporter.web.memory import Crowd, give_back
+from kvmon.exporter.web.protocol import MAX_HEADER_BYTES, PatientProtocol, Welcome
 
-__all__ = ["DEFAULT_PORT", "Address", "HttpServer", "ServerConfig", "parse_address"]
+__all__ = ["HttpServer", "ServerConfig"]
 
-DEFAULT_PORT = 10490
-"""Prometheus' list of default ports has given away 9100 to 9999 whole and goes on from 10000 one by one; this is far
-from both, and clear of Kubernetes' own agents (10248 to 10259) and of Thanos (10901 to 10912)."""
-
-
-class Address(NamedTuple):
-    """Where to listen; an empty host is every interface, port 0 any free port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        """As it is typed: `127.0.0.1:10490`, `[::1]:10490`, `:10490`."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+_LEAVING_SECONDS = 2.0  # for a client to notice that it was hung up on
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """How to serve. Durations in seconds.
 
-    `listen`: one socket each. `request_timeout`: from connecting to a complete first request. `idle_timeout`: between
-    requests of a connection. `stop_timeout`: for scrapes in progress when the server ends. `max_connections`: a request
-    on one more is answered 503.
+    `listen`: one socket each. `request_timeout`: for agreeing on TLS, for the headers of each request from their first
+    byte, or from connecting, to the last, and for its body. `write_timeout`: for a client to take more of an answer.
+    `idle_timeout`: between two requests. `stop_timeout`: for scrapes in progress when the server ends.
+    `max_connections`: one more is taken in and another that waits is let go; where all are being served, it is answered
+    503.
     """
 
-    listen: tuple[Address, ...] = (Address("127.0.0.1", DEFAULT_PORT),)
+    listen: tuple[Address | UnixAddress, ...] = (Address("127.0.0.1", DEFAULT_PORT),)
     request_timeout: float = 10.0
+    write_timeout: float = 30.0
     idle_timeout: int = 75
     stop_timeout: int = 5
-    max_connections: int = 256
-
-
-def parse_address(text: str) -> Address:
-    """An address from `HOST:PORT`, `[IPV6]:PORT` or `:PORT`.
-
-    Raises ConfigError for anything else.
-    """
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if colon and port.isascii() and port.isdigit() and int(port) <= 65535 and (bracketed or ":" not in host):
-        return Address(host[1:-1] if bracketed else host, int(port))
-    raise ConfigError(f"'{text}' is no address to listen on: write HOST:PORT, [IPV6]:PORT or :PORT for every interface")
+    max_connections: int = 512
 
 
 class HttpServer:
     """Serves an application until a signal or `stop` ends it."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
-        """Bind the sockets.
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        *,
+        listeners: list[Listener] | None = None,
+        tls: Callable[[], Tls] | None = None,
+    ) -> None:
+        """Bind the sockets, or take `listeners` that are bound. `tls`: asked at each connection; None is plain HTTP.
 
         Raises SystemRefused where an address is taken, forbidden or not this machine's; ConfigError for no address.
         """
-        if not config.listen:
-            raise ConfigError("there is no address to listen on: give one, such as 127.0.0.1:10490")
-        self._sockets = _bind_all(config.listen)
-        self._server = uvicorn.Server(
+        self._listeners = listen_on(config.listen) if listeners is None else listeners
+        logging.getLogger("uvicorn.error").addFilter(_is_about_the_server)
+        self._server = _Server(
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http=_impatient(config.request_timeout),
+                http=PatientProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=config.max_connections,
+                limit_concurrency=config.max_connections + 1,
                 timeout_keep_alive=config.idle_timeout,
                 timeout_graceful_shutdown=config.stop_timeout,
-            )
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ),
+            config,
+            tls,
         )
 
     @property
-    def addresses(self) -> list[Address]:
+    def addresses(self) -> list[Address | UnixAddress]:
         """Where it listens, with the port that the system chose for port 0."""
-        return [Address(*sock.getsockname()[:2]) for sock in self._sockets]
+        return [listener.address for listener in self._listeners]
 
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT (then KeyboardInterrupt) or `stop`; outside the main thread until `stop`."""
         try:
             with _sigterm_is_a_normal_end():
-                self._server.run(sockets=self._sockets)
+                self._server.run(sockets=[listener.socket for listener in self._listeners])
         finally:
-            for sock in self._sockets:
-                sock.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give the addresses up; `run` has done so when it returns."""
+        for listener in self._listeners:
+            listener.close()
 
     def stop(self) -> None:
         """End `run` soon, from any thread."""
         self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server behind doors of its own, which know who waits and let go whose time is up."""
+
+    def __init__(self, config: uvicorn.Config, limits: ServerConfig, tls: Callable[[], Tls] | None) -> None:
+        super().__init__(config)
+        patience = {
+            Phase.ARRIVING: limits.request_timeout,
+            Phase.ASKING: limits.request_timeout,
+            Phase.SENDING: limits.request_timeout,
+            Phase.TAKING: limits.write_timeout,
+            Phase.LEAVING: _LEAVING_SECONDS,
+        }
+        self._guests = Connections(limits.max_connections, patience)
+        self._crowd = Crowd()
+        self._handshake_seconds = limits.request_timeout
+        self._tls = tls
+        self._doors: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the doors."""
+        await self.lifespan.startup()
+        self.servers = []  # asyncio's own, which have neither deadlines for TLS nor certificates that change
+        for sock in sockets or []:
+            door = Door(sock, self._guests, self._protocol, self._tls, self._handshake_seconds)
+            self._doors.append(asyncio.create_task(door.run()))
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look at the clock; ten times a second."""
+        self._guests.look()
+        if self._crowd.has_gone(len(self._guests)):
+            await asyncio.get_running_loop().run_in_executor(None, give_back)
+        for door in self._doors:
+            if door.done():
+                door.result()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the doors, send away who waits, and let who is served finish."""
+        for door in self._doors:
+            door.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await door
+        self._guests.let_waiting_go()
+        await super().shutdown(sockets)
+
+    def _protocol(self, arrival: Guest, welcome: Welcome | None) -> PatientProtocol:
+        return PatientProtocol(
+            self._guests,
+            arrival,
+            welcome,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+
+def _is_about_the_server(record: logging.LogRecord) -> bool:
+    """uvicorn warns of every client that makes no sense: whoever likes could fill the log. With debug it may."""
+    return record.levelno >= logging.ERROR or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
 @contextmanager
@@ -133,57 +194,3 @@ def _sigterm_is_a_normal_end() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _impatient(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which waits forever for a first request, made to wait `seconds`."""
-
-    class ImpatientProtocol(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._deadline = asyncio.get_running_loop().call_later(seconds, self._give_up)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._deadline.cancel()
-            super().connection_lost(exc)
-
-        def _give_up(self) -> None:
-            # Absent until the first request is complete, whatever the annotation says.
-            if getattr(self, "cycle", None) is None and not self.transport.is_closing():
-                self.transport.close()
-
-    return ImpatientProtocol
-
-
-def _bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
-    sockets: list[socket.socket] = []
-    try:
-        for address in addresses:
-            sockets.append(_bind(address))
-            # Accepted sockets inherit it. asyncio sets it only on sockets made with an explicit protocol, and headers
-            # and body are two writes: without it every scrape waits 40 ms for a delayed acknowledgement.
-            sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _bind(address: Address) -> socket.socket:
-    try:
-        if not address.host and socket.has_dualstack_ipv6():
-            return socket.create_server(("", address.port), family=socket.AF_INET6, dualstack_ipv6=True)
-        found = socket.getaddrinfo(address.host or "0.0.0.0", address.port, type=socket.SOCK_STREAM)
-        family = min(entry[0] for entry in found)  # IPv4 first: where a name has both, that is what scrapers try
-        target = next(entry[4] for entry in found if entry[0] == family)
-        return socket.create_server((str(target[0]), address.port), family=family)
-    except socket.gaierror as error:
-        raise SystemRefused(f"cannot listen on {address}: the host is unknown ({error.strerror})") from None
-    except OSError as error:
-        advice = {
-            errno.EADDRINUSE: "the port is in use: stop what uses it or give another",
-            errno.EACCES: "no permission: give a port above 1023",
-            errno.EADDRNOTAVAIL: "this machine has no such address: give one of its own, or :PORT for all",
-        }.get(error.errno or 0, os.strerror(error.errno or 0))
-        raise SystemRefused(f"cannot listen on {address}: {advice}") from None

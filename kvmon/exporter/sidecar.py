@@ -7,18 +7,19 @@ everything that was recorded when it began has been read once. Healthy: the thre
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from kvmon.catalog import SERIES_BUDGET
+from kvmon.exporter.collectors import COLLECTORS
 from kvmon.exporter.follow import DEFAULT_STALL_SECONDS, DirectoryFollower
-from kvmon.exporter.page import Page
+from kvmon.exporter.news import News
+from kvmon.exporter.page import Page, Snapshot
+from kvmon.exporter.resident import give_memory_back
 from kvmon.exporter.source import View, view
 from kvmon.exporter.statefile import StateFiles
 from kvmon.exporter.turns import Turns
@@ -37,6 +38,8 @@ _STOP_SECONDS = 5.0  # a thread that compiles cannot be interrupted; it ends wit
 class Sidecar:
     """Follows `directories` in a thread between `start` and `stop`, and renders pages.
 
+    `collectors`: names of those that run, all of them where not given; what only the others need is not worked out.
+    `series_budget`: series that a rank with one pool may have, `max_series`: the whole page, 0 for no limit.
     `state_dir`: where cumulative numbers are kept; beside the recordings where not given. `compile_apart`: a child
     process compiles, so that this one stays small. `clock` is the machine's monotonic clock in ns, which the engines
     share.
@@ -48,15 +51,25 @@ class Sidecar:
         *,
         stall_seconds: float = DEFAULT_STALL_SECONDS,
         state_dir: Path | None = None,
+        collectors: Collection[str] | None = None,
         series_budget: int = SERIES_BUDGET,
+        max_series: int = 0,
         poll_seconds: float = _POLL_SECONDS,
         survey_seconds: float = _SURVEY_SECONDS,
         compile_apart: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        chosen = [make for make in COLLECTORS if collectors is None or make.name in collectors]
+        needs = {need for make in chosen for need in make.needs}
+        self._surveying, self._diagnosing = "survey" in needs, "diagnosis" in needs
         self._files = StateFiles(state_dir)
         self.followers = DirectoryFollower(
-            directories, fold_dead=False, stall_seconds=stall_seconds, continued=self._files.load, clock=clock
+            directories,
+            fold_dead=False,
+            diagnosing=self._diagnosing,
+            stall_seconds=stall_seconds,
+            continued=self._files.load,
+            clock=clock,
         )
         self._budget = series_budget
         self._poll_seconds = poll_seconds
@@ -70,12 +83,14 @@ class Sidecar:
         self._last_look = clock()
         self._saved_at = clock()
         self._unsaved: set[Path] = set()
-        self._told: set[Path] = set()
+        self._news = News()
         self._page = Page(
             self._look,
             self._lock,
             missing=lambda: len(self.followers.problems),
             unreadable=lambda: sum(stream.problem is not None for stream in self.followers.streams),
+            collectors=chosen,
+            max_series=max_series,
         )
         self._thread = threading.Thread(target=self._run, name="kvmon-follow", daemon=True)
 
@@ -93,11 +108,26 @@ class Sidecar:
         with self._lock:
             self.followers.close()
 
-    def render(self, openmetrics: bool) -> bytes:
-        """The page of metrics as of now."""
-        page = self._page.render(openmetrics)
+    def render(self, openmetrics: bool, collect: Sequence[str] = (), exclude: Sequence[str] = (), /) -> bytes:
+        """The page of metrics as of now; `collect` or `exclude` choose among the collectors that run.
+
+        Raises ConfigError for a choice that cannot be.
+        """
+        page = self._page.render(openmetrics, collect, exclude)
         self._saved_at = 0  # what Prometheus has seen is kept soon, so that a later life never says less
         return page
+
+    def snapshot(self) -> Snapshot:
+        """What the page is made of, as of now, for whom its text is not meant."""
+        snapshot = self._page.snapshot()
+        self._saved_at = 0
+        return snapshot
+
+    def read_once(self) -> None:
+        """Read everything that is recorded by now, in this thread; for a page that is made once, instead of `start`."""
+        self.poll()
+        while not self.followers.caught_up:
+            self.poll()
 
     def health(self) -> tuple[bool, str]:
         """Whether the recordings are being followed, and why not."""
@@ -121,28 +151,21 @@ class Sidecar:
         with self._lock:
             self.followers.look()
         moved = False
-        self._tell_problems()
         for stream in self.followers.streams:
             with self._lock:
                 if stream.poll().value:
                     moved = True
                     self._unsaved.add(stream.path)
+        self._news.tell(self.followers)
         self._survey()
         if not self._first_pass_done and self.followers.caught_up:
-            _give_memory_back()
+            give_memory_back()
             self._first_pass_done = True
+            _LOG.info("everything that was recorded before is read", extra={"streams": len(self.followers.streams)})
         self._last_look = self._clock()
         if self._last_look - self._saved_at > _SAVE_SECONDS * 1e9:
             self._save()
         return moved
-
-    def _tell_problems(self) -> None:
-        """Log what cannot be read, once each time it begins."""
-        streams = {stream.path: stream.problem for stream in self.followers.streams if stream.problem}
-        problems = {**self.followers.problems, **streams}
-        for path in problems.keys() - self._told:
-            _LOG.warning("%s", problems[path])
-        self._told = set(problems)
 
     def _survey(self) -> None:
         """Look at every unit now and then, so that a scrape finds it done.
@@ -150,10 +173,10 @@ class Sidecar:
         One pool at a time, because it takes a while.
         """
         for stream in self.followers.streams:
-            if stream.caught_up:
+            if stream.caught_up and self._diagnosing:
                 with self._lock:
                     stream.diagnose(self._survey_age_ns)
-            if stream.caught_up and stream.state.converged and stream.fidelity == "exact":
+            if self._surveying and stream.caught_up and stream.state.converged and stream.fidelity == "exact":
                 for number in list(stream.state.pools):
                     with self._lock:
                         stream.survey(number, self._survey_age_ns)
@@ -169,6 +192,7 @@ class Sidecar:
             warm_up()
             gc.collect()
             gc.freeze()  # what the compiler leaves is walked by every full collection otherwise: 30 ms in a scrape
+            give_memory_back()
             self._warm = True
             while not self._stopping.is_set():
                 if not self.poll() or self.followers.caught_up:
@@ -185,9 +209,3 @@ class Sidecar:
                 if saved is not None:
                     self._files.save(stream.path, saved)
         self._unsaved.clear()
-
-
-def _give_memory_back() -> None:
-    """Return to the system what the first pass over old recordings took; only glibc keeps it otherwise."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

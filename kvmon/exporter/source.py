@@ -7,9 +7,11 @@ here is a metric.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from kvmon.catalog import SERIES_BUDGET
 from kvmon.diagnosis import Diagnosis
@@ -17,7 +19,10 @@ from kvmon.exporter.families import Budget
 from kvmon.exporter.follow.stream import Life, StreamFollower, Surveyed
 from kvmon.state import Marks, PoolState, Slots, Survey
 
-__all__ = ["POOLS_WITH_BUDGET", "PoolView", "RankView", "View", "view"]
+__all__ = ["POOLS_WITH_BUDGET", "Need", "PoolView", "RankView", "View", "view"]
+
+Need = Literal["survey", "diagnosis"]
+"""What a collector looks at that is worked out beforehand, and only where some collector is on that wants it."""
 
 POOLS_WITH_BUDGET = 4
 """Pools of a rank that each bring a budget of series; what more pools would need is dropped and counted."""
@@ -103,15 +108,27 @@ class RankView:
 
 @dataclass
 class View:
-    """All ranks, and those that cannot be shown beside another one of the same name."""
+    """All ranks, how many are hidden by another one of the same name, and the budget of the machine's GPUs."""
 
     ranks: list[RankView]
     hidden: int
+    machine: Budget = field(default_factory=lambda: Budget(sys.maxsize))
 
     @property
     def shown(self) -> list[RankView]:
         """Ranks that have numbers to show."""
         return [rank for rank in self.ranks if rank.shown]
+
+    @property
+    def budgets(self) -> dict[str, Budget]:
+        """Every budget, by the name of who has it: `engine/rank`, and the machine's GPUs."""
+        return {**{"/".join(rank.labels): rank.budget for rank in self.ranks}, "the GPUs": self.machine}
+
+    def limit(self, series: int) -> None:
+        """Let all ranks and the machine have no more than so many series together."""
+        whole = Budget(series)
+        for budget in self.budgets.values():
+            budget.whole = whole
 
 
 def view(followers: Sequence[StreamFollower], series_budget: int = SERIES_BUDGET, survey_age_ns: int = 0) -> View:

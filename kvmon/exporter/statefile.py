@@ -1,11 +1,11 @@
 """Keep an exporter's cumulative numbers over its own death: one small JSON file a stream, replaced whole.
 
-    {"version": 1, "epoch": "<hex>", "frame": N, "stream": [...], "pools": [[...], ...],
+    {"version": 1, "epoch": "<hex>", "frame": N, "began": T, "stream": [...], "pools": [[...], ...],
      "inserted": [...], "content": [...], "resets": [...]}
 
-The numbers are those before frame N of that life of the engine. A file that is damaged, of another version or of
-another life is as good as none: it is never an error, because a recording says most of it again. Mode 0600; a crash
-leaves the old file or the new one.
+The numbers are those before frame N of that life of the engine, which count since wall clock T in ns. A file that is
+damaged, of another version or of another life is as good as none: it is never an error, because a recording says most
+of it again. Mode 0600; a crash leaves the old file or the new one.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def _encode(saved: Saved) -> dict[str, Any]:
         "version": _VERSION,
         "epoch": saved.epoch.hex(),
         "frame": saved.frame,
+        "began": saved.began,
         "stream": saved.stream.tolist(),
         "pools": saved.pools[:rows].tolist(),
         **{name: values.tolist() for name, values in saved.anchor._asdict().items()},
@@ -93,4 +94,7 @@ def _decode(fields: Any) -> Saved:
     anchor = Anchor(*(np.array(fields[name], np.int64) for name in Anchor._fields))
     if any(values.shape != (MAX_POOLS,) for values in anchor):
         raise ValueError("not the pools of this version")
-    return Saved(bytes.fromhex(fields["epoch"]), fields["frame"], stream, pools, anchor)
+    began = fields.get("began", 0)
+    if not isinstance(began, int) or began < 0:
+        raise ValueError("not a time")
+    return Saved(bytes.fromhex(fields["epoch"]), fields["frame"], stream, pools, anchor, began)

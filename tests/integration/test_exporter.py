@@ -181,7 +181,7 @@ def test_a_directory_without_permission_is_said(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     code = (
-        "import os, sys; import kvmon.cli.exporter, kvmon.exporter.app, kvmon.exporter.server, kvmon.recording;"
+        "import os, sys; import kvmon.cli.exporter, kvmon.exporter.app, kvmon.exporter.server, kvmon.exporter.sidecar;"
         "from kvmon.cli.main import run; os.setgid(65534); os.setuid(65534);"
         f"sys.exit(run(['exporter', '--dir', {str(closed)!r}]))"
     )

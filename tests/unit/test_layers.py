@@ -32,8 +32,10 @@ DIRECTIONS: dict[str, set[str]] = {
     "simulate": {"serving"},
     "state": {"events", "jit", "units", "crc"},
     "diagnosis": {"state"},
-    "replay": {"capture", "state", "diagnosis", "simulate"},
-    "exporter": {"recording", "state", "diagnosis", "catalog", "alerts"},
+    # a replay simulates what was recorded, and is followed as events, which adapters make
+    "replay": {"capture", "state", "diagnosis", "simulate", "adapters"},
+    # a page for node_exporter is a file that is whole or not there
+    "exporter": {"recording", "state", "diagnosis", "catalog", "alerts", "files"},
     "report": {"replay", "diagnosis"},
     "dashboards": {"catalog"},
     "alerts": {"catalog"},

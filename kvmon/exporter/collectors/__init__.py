@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kvmon.exporter.collectors.registry import COLLECTORS, Collector, Source
+from kvmon.exporter.collectors.registry import COLLECTORS, Collector, CollectorClass, Source, about
 
-__all__ = ["COLLECTORS", "Collector", "Source"]
+__all__ = ["COLLECTORS", "Collector", "CollectorClass", "Source", "about"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from kvmon.events import FAILURE_REASONS
 from kvmon.events.totals import PoolTotal
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import View
+from kvmon.exporter.source import Need, View
 from kvmon.state.units import IDLE, LIFETIME, REUSE
 
 __all__ = ["AllocatorCollector"]
@@ -29,6 +30,7 @@ class AllocatorCollector:
     """One pool's cumulative numbers."""
 
     name = "allocator"
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source

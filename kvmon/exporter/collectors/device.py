@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
-from kvmon.exporter.families import CatalogFamily
+from kvmon.exporter.families import Budget, CatalogFamily
 from kvmon.exporter.nvml import Driver, Gpu
-from kvmon.exporter.source import RankView, View
+from kvmon.exporter.source import Need, RankView, View
 from kvmon.state.device import DeviceSample, overclaimed, parts_of
 
 __all__ = ["DeviceCollector"]
@@ -31,6 +32,7 @@ class DeviceCollector:
     """Memory of every GPU of the machine, and of every engine on its own."""
 
     name = "device"
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(self, source: Callable[[], View], clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
@@ -44,8 +46,9 @@ class DeviceCollector:
             for sample in rank.follower.state.fresh_device_samples():
                 samples.setdefault(sample.name.lower(), []).append(sample)
                 _of_engine(families, rank, sample)
+        budget = self._source().machine
         for gpu in self._driver.gpus():
-            _of_gpu(families, gpu, samples.get(gpu.uuid.lower(), []))
+            _of_gpu(families, gpu, samples.get(gpu.uuid.lower(), []), budget)
         yield from families.values()
 
 
@@ -63,12 +66,12 @@ def _of_engine(families: dict[str, CatalogFamily], rank: RankView, sample: Devic
     families["torch_allocation_retries_total"].add(labels, sample.retries, budget)
 
 
-def _of_gpu(families: dict[str, CatalogFamily], gpu: Gpu, samples: list[DeviceSample]) -> None:
+def _of_gpu(families: dict[str, CatalogFamily], gpu: Gpu, samples: list[DeviceSample], budget: Budget) -> None:
     for state, count in (("used", gpu.used), ("reserved", gpu.reserved), ("free", gpu.free)):
-        families["gpu_memory_bytes"].add((gpu.uuid, state), count)
-    families["gpu_processes"].add((gpu.uuid,), gpu.processes or None)
-    families["gpu_process_memory_bytes"].add((gpu.uuid,), gpu.process_memory)
+        families["gpu_memory_bytes"].add((gpu.uuid, state), count, budget)
+    families["gpu_processes"].add((gpu.uuid,), gpu.processes or None, budget)
+    families["gpu_process_memory_bytes"].add((gpu.uuid,), gpu.process_memory, budget)
     parts = parts_of(gpu.used, samples)
     for part, count in parts.items():
-        families["gpu_used_bytes"].add((gpu.uuid, part), count)
-    families["gpu_overclaimed_bytes"].add((gpu.uuid,), overclaimed(parts) if parts else None)
+        families["gpu_used_bytes"].add((gpu.uuid, part), count, budget)
+    families["gpu_overclaimed_bytes"].add((gpu.uuid,), overclaimed(parts) if parts else None, budget)

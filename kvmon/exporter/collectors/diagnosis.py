@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from kvmon.diagnosis import HEALTHY, Minute
 from kvmon.exporter.families import Budget, CatalogFamily
-from kvmon.exporter.source import View
+from kvmon.exporter.source import Need, View
 from kvmon.state.watch import W
 
 __all__ = ["DiagnosisCollector"]
@@ -18,6 +19,7 @@ class DiagnosisCollector:
     """Verdicts by pool, and what requests paid."""
 
     name = "diagnosis"
+    needs: ClassVar[tuple[Need, ...]] = ("diagnosis",)
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source

@@ -6,10 +6,11 @@ A dead engine keeps `kvmon_engine_up 0` and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from kvmon.exporter.families import CatalogFamily
 from kvmon.exporter.follow.stream import Life
-from kvmon.exporter.source import View
+from kvmon.exporter.source import Need, View
 
 __all__ = ["EngineCollector"]
 
@@ -18,6 +19,7 @@ class EngineCollector:
     """One rank's life and how well it is followed."""
 
     name = "engine"
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source
@@ -32,10 +34,13 @@ class EngineCollector:
         info = CatalogFamily("kvmon_engine_info")
         read = CatalogFamily("kvmon_events_read_total")
         lost = CatalogFamily("kvmon_events_lost_total")
-        for rank in self._source().ranks:
+        ranks = self._source().ranks
+        for rank in ranks:  # on a page that is full, that an engine is down comes before anything about another one
+            life = rank.life
+            up.add(rank.labels, None if life is Life.UNKNOWN else float(life is not Life.DEAD), rank.budget)
+        for rank in ranks:
             labels, budget, follower = rank.labels, rank.budget, rank.follower
             life = rank.life
-            up.add(labels, None if life is Life.UNKNOWN else float(life is not Life.DEAD), budget)
             if life is Life.DEAD:
                 continue
             age = follower.heartbeat_age_ns

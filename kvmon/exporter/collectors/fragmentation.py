@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from kvmon.catalog import ENUMERATIONS
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import PoolView, View
+from kvmon.exporter.source import Need, PoolView, View
 from kvmon.state.fragmentation import external_fragmentation, lost_share
 
 __all__ = ["FragmentationCollector"]
@@ -18,6 +19,7 @@ class FragmentationCollector:
     """One pool's free memory as an allocator sees it."""
 
     name = "fragmentation"
+    needs: ClassVar[tuple[Need, ...]] = ("survey",)
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import PoolView, View
+from kvmon.exporter.source import Need, PoolView, View
 
 __all__ = ["MemoryCollector"]
 
@@ -14,6 +15,7 @@ class MemoryCollector:
     """One pool's memory by what it is used for."""
 
     name = "memory"
+    needs: ClassVar[tuple[Need, ...]] = ("survey",)
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source

@@ -1,7 +1,8 @@
-"""Which collectors there are, in the order in which they may use up a rank's budget of series."""
+"""Which collectors there are, in the order in which they may use up a budget of series."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -14,9 +15,9 @@ from kvmon.exporter.collectors.memory import MemoryCollector
 from kvmon.exporter.collectors.requests import RequestsCollector
 from kvmon.exporter.collectors.trust import TrustCollector
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import View
+from kvmon.exporter.source import Need, View
 
-__all__ = ["COLLECTORS", "Collector", "Source"]
+__all__ = ["COLLECTORS", "Collector", "CollectorClass", "Source", "about"]
 
 Source = Callable[[], View]
 """The ranks as they are in the scrape that is being answered."""
@@ -31,8 +32,18 @@ class Collector(Protocol):
         """The families of the topic; each name is in the catalogue and in no other collector."""
 
 
+class CollectorClass(Protocol):
+    """What makes a collector; `name` is how users call it, `needs` what the sidecar has to keep at hand for it."""
+
+    name: str
+    needs: tuple[Need, ...]
+
+    def __call__(self, source: Source, /) -> Collector:
+        """The collector that looks at `source`."""
+
+
 # What on-call needs first comes first.
-COLLECTORS: tuple[Callable[[Source], Collector], ...] = (
+COLLECTORS: tuple[CollectorClass, ...] = (
     EngineCollector,
     DiagnosisCollector,
     MemoryCollector,
@@ -42,3 +53,10 @@ COLLECTORS: tuple[Callable[[Source], Collector], ...] = (
     AllocatorCollector,
     DeviceCollector,
 )
+
+
+def about(collector: CollectorClass) -> str:
+    """What a collector tells, in one sentence: the first of its module."""
+    module = inspect.getmodule(collector)
+    documentation = inspect.getdoc(module) if module else None
+    return " ".join((documentation or "").partition("\n\n")[0].split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from kvmon.catalog import ENUMERATIONS
 from kvmon.events import RequestState
 from kvmon.events.totals import StreamTotal
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import RankView, View
+from kvmon.exporter.source import Need, RankView, View
 
 __all__ = ["RequestsCollector"]
 
@@ -31,6 +32,7 @@ class RequestsCollector:
     """One rank's demand and progress."""
 
     name = "requests"
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from kvmon.exporter.families import CatalogFamily
-from kvmon.exporter.source import View
+from kvmon.exporter.source import Need, View
 
 __all__ = ["TrustCollector"]
 
@@ -14,6 +15,7 @@ class TrustCollector:
     """One pool's residual, drift and unowned units."""
 
     name = "trust"
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(self, source: Callable[[], View]) -> None:
         self._source = source

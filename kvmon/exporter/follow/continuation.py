@@ -42,13 +42,17 @@ class Anchor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The numbers of one life of an engine as they were before frame `frame`."""
+    """The numbers of one life of an engine as they were before frame `frame`.
+
+    `began`: since when they count, wall clock in ns; 0 where an older kvmon did not say.
+    """
 
     epoch: bytes
     frame: int
     stream: Ints
     pools: Ints
     anchor: Anchor
+    began: int = 0
 
     @staticmethod
     def widths() -> tuple[int, int, int]:
@@ -116,13 +120,13 @@ class Continuation:
         self._gaps = state.gaps
         self.update(state, counts)
 
-    def save(self, epoch: bytes) -> Saved | None:
+    def save(self, epoch: bytes, began: int = 0) -> Saved | None:
         """What a later life needs to go on from the last moment at which everything was known; None before it came."""
         if self._anchor is None:
             return None
         stream = self._stream.copy()
         stream[:_WAITS] = self._anchor_read
-        return Saved(epoch, self._anchor_frame, stream, self._pools.copy(), self._anchor)
+        return Saved(epoch, self._anchor_frame, stream, self._pools.copy(), self._anchor, began)
 
     def _recover_evictions(self, state: StreamState, counts: Counts) -> None:
         """Count what was evicted unseen: entered = evicted + still there, where no reset forgot anything meanwhile."""

@@ -29,6 +29,7 @@ class DirectoryFollower:
         directories: Path | Sequence[Path],
         *,
         fold_dead: bool = True,
+        diagnosing: bool = True,
         stall_seconds: float = DEFAULT_STALL_SECONDS,
         continued: Callable[[Path, bytes], Saved | None] = lambda path, epoch: None,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -36,6 +37,7 @@ class DirectoryFollower:
         self.directories = [directories] if isinstance(directories, Path) else list(directories)
         self.problems: dict[Path, str] = {}
         self._fold_dead = fold_dead
+        self._diagnosing = diagnosing
         self._stall_seconds = stall_seconds
         self._continued = continued
         self._clock = clock
@@ -85,6 +87,7 @@ class DirectoryFollower:
         return StreamFollower(
             path,
             fold_dead=self._fold_dead,
+            diagnosing=self._diagnosing,
             stall_seconds=self._stall_seconds,
             continued=lambda epoch: self._continued(path, epoch),
             clock=self._clock,

@@ -63,9 +63,9 @@ class Surveyed:
 class StreamFollower:
     """Follows the stream in directory `path`, from the oldest segment of the engine's present life on.
 
-    `fold_dead`: also fold what an engine left that is dead already; without it only who it was is read. `continued`
-    gives the cumulative numbers of an earlier life of this program for an epoch. `clock` is the monotonic clock that
-    engine and follower share, in ns.
+    `fold_dead`: also fold what an engine left that is dead already; without it only who it was is read. `diagnosing`:
+    judge what is folded, for `diagnose`, which knows nothing otherwise. `continued` gives the cumulative numbers of an
+    earlier life of this program for an epoch. `clock` is the monotonic clock that engine and follower share, in ns.
     """
 
     def __init__(
@@ -73,13 +73,16 @@ class StreamFollower:
         path: Path,
         *,
         fold_dead: bool = True,
+        diagnosing: bool = True,
         stall_seconds: float = DEFAULT_STALL_SECONDS,
         continued: Callable[[bytes], Saved | None] = lambda epoch: None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = path
         self.header: Header | None = None
+        self._diagnosing = diagnosing
         self._diagnosed: tuple[int, int | None, Diagnosis] | None = None
+        self._began = 0
         self._begin_anew()
         self.continuation = Continuation()
         self.caught_up = False
@@ -111,6 +114,11 @@ class StreamFollower:
     def rank(self) -> int:
         """The rank; 0 until a header was read."""
         return self.header.rank if self.header else 0
+
+    @property
+    def began_ns(self) -> int:
+        """Since when the cumulative numbers count: wall clock of the first segment of this life that was ever met."""
+        return self._began
 
     @property
     def fidelity(self) -> str:
@@ -210,7 +218,7 @@ class StreamFollower:
 
     def saved(self) -> Saved | None:
         """What a later life of this program needs to continue the cumulative numbers; None before they are known."""
-        return None if self._epoch is None else self.continuation.save(self._epoch)
+        return None if self._epoch is None else self.continuation.save(self._epoch, self._began)
 
     def release(self) -> None:
         """Forget what was folded, of an engine that is dead; who it was stays known."""
@@ -226,7 +234,8 @@ class StreamFollower:
     def _begin_anew(self) -> None:
         """Nothing was folded yet."""
         self.state, self.counts, self.diagnosis = StreamState(), Counts(), Diagnosis()
-        self.diagnosis.follow(self.state)
+        if self._diagnosing:
+            self.diagnosis.follow(self.state)
         self._diagnosed = None
 
     def _poll(self) -> Progress:
@@ -279,7 +288,9 @@ class StreamFollower:
             self.header, self._epoch = header, header.epoch
             self._begin_anew()
             kept = self._kept if self._kept is not None and self._kept.epoch == header.epoch else None
-            self.continuation = Continuation(kept or self._continued(header.epoch))
+            continued = kept or self._continued(header.epoch)
+            self.continuation = Continuation(continued)
+            self._began = (continued.began if continued else 0) or header.wall_ns
             if header.first_frame == 0 and piece.at.word == 0 and self.continuation.resume_at is None:
                 self.continuation.count_from_the_start()
             self._tail_done = self.caught_up = False

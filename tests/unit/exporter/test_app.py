@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -11,7 +11,8 @@ import pytest
 
 from kvmon.errors import ConfigError
 from kvmon.exporter.app import Link, create_app
-from kvmon.exporter.server import Address, HttpServer, ServerConfig
+from kvmon.exporter.server import HttpServer, ServerConfig
+from kvmon.exporter.web.address import Address
 
 
 class Source:
@@ -21,14 +22,16 @@ class Source:
         self.health = (True, "following 2 recordings")
         self.ready = (False, "converging: no complete sweep yet")
         self.failure: Exception | None = None
+        self.asked: tuple[list[str], list[str]] = ([], [])
         self.together = 0
         self.most_together = 0
         self.entered = threading.Event()
         self.release = threading.Event()
         self.release.set()
 
-    def render(self, openmetrics: bool) -> bytes:
-        """A page that tells its format; it notes how many are rendered at once."""
+    def render(self, openmetrics: bool, collect: Sequence[str] = (), exclude: Sequence[str] = ()) -> bytes:
+        """A page that tells its format; it notes how many are rendered at once, and what was asked for last."""
+        self.asked = list(collect), list(exclude)
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         self.entered.set()
@@ -143,11 +146,16 @@ def test_unknown_paths_and_methods_are_refused_sanely(serve: Callable[..., httpx
     assert {method.strip() for method in wrong.headers["allow"].split(",")} == {"GET", "HEAD"}
 
 
-@pytest.mark.parametrize("name", ["collect[]", "exclude[]"])
-def test_an_unsupported_filter_is_not_ignored(serve: Callable[..., httpx.Client], source: Source, name: str) -> None:
-    """A scrape with a filter that does nothing is a client error, not a full page."""
-    answer = serve(source).get("/metrics", params={name: "memory"})
-    assert (answer.status_code, answer.text) == (400, f"{name} is not supported: scrape without it\n")
+def test_filters_reach_the_renderer(serve: Callable[..., httpx.Client], source: Source) -> None:
+    """`collect[]` and `exclude[]` may be there several times; what the renderer refuses is a client error."""
+    client = serve(source)
+    assert client.get("/metrics", params={"collect[]": ["memory", "engine"]}).status_code == 200
+    assert source.asked == (["memory", "engine"], [])
+    client.get("/metrics", params={"exclude[]": "trust"})
+    assert source.asked == ([], ["trust"])
+    source.failure = ConfigError("there is no collector 'memry': give one of engine, memory")
+    answer = client.get("/metrics", params={"collect[]": "memry"})
+    assert (answer.status_code, answer.text) == (400, "there is no collector 'memry': give one of engine, memory\n")
 
 
 def test_a_failing_renderer_is_a_500_and_the_next_scrape_works(

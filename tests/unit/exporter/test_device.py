@@ -35,7 +35,7 @@ collector = DeviceCollector(lambda: ranks)
 for _ in range(2):
     families = list(collector.collect())
 print(json.dumps({
-    family.name: [[*sample.labels.values(), sample.value] for sample in family.family.samples] for family in families
+    family.name: [[*labels, value] for _, labels, value in family.rows] for family in families
 }))
 """
 Found = dict[str, list[list[object]]]

@@ -37,7 +37,7 @@ def test_what_is_not_known_is_absent() -> None:
     """None makes no series, and uses no budget."""
     family, budget = CatalogFamily("kvmon_shared_memory_bytes"), Budget(10)
     family.add(POOL, None, budget)
-    assert family.family.samples == [] and budget.used == 0
+    assert family.rows == [] and budget.used == 0
 
 
 @pytest.mark.parametrize("fidelity", ["exact", "sampled", "counts", "cache_only"])
@@ -52,7 +52,7 @@ def test_what_the_fidelity_cannot_know_is_absent(fidelity: Fidelity) -> None:
             family.add_histogram(labels, durations(5), Budget(100, fidelity))
         else:
             family.add(labels, 1.0, Budget(100, fidelity))
-        assert bool(family.family.samples) == (fidelity in entry.fidelity), entry.name
+        assert bool(family.rows) == (fidelity in entry.fidelity), entry.name
 
 
 def test_the_budget_is_kept_and_what_it_dropped_is_counted() -> None:
@@ -60,7 +60,7 @@ def test_the_budget_is_kept_and_what_it_dropped_is_counted() -> None:
     family, budget = CatalogFamily("kvmon_memory_bytes"), Budget(3)
     for state in ("active", "cached", "pinned", "deferred", "free"):
         family.add((*POOL, state), 1.0, budget)
-    assert len(family.family.samples) == 3
+    assert len(family.rows) == 3
     assert (budget.left, budget.used, budget.dropped) == (0, 3, 2)
 
 
@@ -69,9 +69,9 @@ def test_a_histogram_goes_in_whole_or_not_at_all() -> None:
     entry = metric("kvmon_block_lifetime_seconds")
     family, budget = CatalogFamily(entry.name), Budget(entry.series - 1)
     family.add_histogram(POOL, durations(5), budget)
-    assert family.family.samples == [] and budget.dropped == entry.series
+    assert family.rows == [] and budget.dropped == entry.series
     family.add_histogram(POOL, durations(5), Budget(entry.series))
-    assert len(family.family.samples) == entry.series
+    assert len(family.rows) == entry.series
 
 
 @pytest.mark.parametrize("entry", [entry for entry in METRICS if entry.buckets], ids=lambda entry: entry.name)

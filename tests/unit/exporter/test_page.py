@@ -50,7 +50,7 @@ def series(page: Page) -> dict[str, float]:
 
 def names(page: Page) -> set[str]:
     """Names of the metrics on a page."""
-    return {family.name for family in page.collect() if family.family.samples}
+    return {family.name for family in page.snapshot().families if family.rows}
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def test_fragmentation_is_what_its_definition_says(recorded: tuple[ToyEngine, Pa
 def test_every_metric_of_the_catalogue_has_a_collector(recorded: tuple[ToyEngine, Path, FakeClock]) -> None:
     """What the catalogue promises of engines and of kvmon itself is a family of some collector, and of one alone."""
     _, directory, clock = recorded
-    served = [entry.family.name for entry in page_of(directory, clock, COLLECTORS).collect()]
+    served = [family.name for family in page_of(directory, clock, COLLECTORS).snapshot().families]
     assert len(served) == len(set(served))
-    assert {entry.family for entry in METRICS} == set(served)
+    assert {entry.name for entry in METRICS} == set(served)
 
 
 def test_while_converging_what_depends_on_the_past_is_absent(tmp_path: Path) -> None:

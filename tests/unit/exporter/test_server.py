@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 
 from kvmon.errors import ConfigError, SystemRefused
 from kvmon.exporter.app import create_app
-from kvmon.exporter.server import DEFAULT_PORT, Address, HttpServer, ServerConfig, parse_address
+from kvmon.exporter.server import HttpServer, ServerConfig
+from kvmon.exporter.web.address import DEFAULT_PORT, Address, parse_address
 
 ANY_PORT = Address("127.0.0.1", 0)
 # Serves on a free port, prints it, and reports how `run` ended. A scrape takes half a second.
 PROCESS = """
 import sys, time
 from kvmon.exporter.app import create_app
-from kvmon.exporter.server import Address, HttpServer, ServerConfig
-def render(openmetrics):
+from kvmon.exporter.server import HttpServer, ServerConfig
+from kvmon.exporter.web.address import Address
+def render(openmetrics, collect, exclude):
     print("scraping", flush=True)
     time.sleep(0.5)
     return b"kvmon_engine_up 1\\n"
@@ -41,7 +43,7 @@ except KeyboardInterrupt:
 
 def make(*listen: Address, request_timeout: float = 10.0) -> HttpServer:
     """A server of an application that is always well."""
-    app = create_app(lambda openmetrics: b"x 1\n", lambda: (True, "up"), lambda: (True, "ready"), "1")
+    app = create_app(lambda *asked: b"x 1\n", lambda: (True, "up"), lambda: (True, "ready"), "1")
     return HttpServer(app, ServerConfig(listen=listen, stop_timeout=1, request_timeout=request_timeout))
 
 

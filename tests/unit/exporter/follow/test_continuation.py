@@ -69,6 +69,27 @@ def test_a_killed_exporter_goes_on_where_it_was(data: st.DataObject, tmp_path_fa
     assert numbers(mortal.continuation) == numbers(never_died.continuation)
     assert mortal.continuation.evicted(1) == engine.evicted
     assert mortal.continuation.released(1) == engine.released
+    assert mortal.began_ns == never_died.began_ns
+
+
+def test_a_file_of_an_older_kvmon_continues_what_it_holds(tmp_path: Path) -> None:
+    """It does not say since when its numbers count: then since the oldest segment; nonsense is as good as no file."""
+    clock = FakeClock()
+    engine = ToyEngine(tmp_path, clock=clock, wall=lambda: 77)
+    engine.run(100)
+    stream, files = tmp_path / "toy-0", StateFiles()
+    first = follower_of(stream, clock)
+    saved = first.saved()
+    assert saved is not None and files.save(stream, saved) and saved.began == 77
+    file = files.path_of(stream)
+    fields = json.loads(file.read_text())
+    del fields["began"]
+    file.write_text(json.dumps(fields))
+    after = follower_of(stream, clock, files)
+    assert after.began_ns == 77 and numbers(after.continuation) == numbers(first.continuation)
+    for nonsense in (-1, "now", 1.5, None):
+        file.write_text(json.dumps({**fields, "began": nonsense}))
+        assert files.load(stream, saved.epoch) is None
 
 
 def test_segments_that_went_while_it_was_down_are_made_good(tmp_path: Path) -> None:
