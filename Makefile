@@ -19,7 +19,7 @@ help: ## Show this list.
 demo: .venv/.installed ## Run the demo (ARGS="--seed 3 --seconds 60").
 	@$(BIN)/kvmon demo $(ARGS)
 
-test: .venv/.installed .venv/.tools .venv/.guidellm ## Run the tests (ARGS="-m 'not slow'" for the short ones).
+test: .venv/.installed .venv/.tools .venv/.npm .venv/.guidellm ## Run the tests (ARGS="-m 'not slow'" for the short ones).
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
 
 # Against engines as they are published: vLLM in an environment of its own, with the transformers that it wants, and the
@@ -38,12 +38,14 @@ check: .venv/.installed ## Check format, lint, types and that generated files ar
 	  || { echo "docs/scenarios.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
 	@diff -u docs/engines.md <($(BIN)/python docs/generate.py --engines) \
 	  || { echo "docs/engines.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
+	@$(BIN)/python -m dashboards.source --check
 
 docs: .venv/.installed ## Write the generated pages anew (six minutes).
 	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	@$(BIN)/python docs/generate.py --scenarios > docs/scenarios.md.new && mv docs/scenarios.md.new docs/scenarios.md
 	@$(BIN)/python docs/generate.py --engines > docs/engines.md.new && mv docs/engines.md.new docs/engines.md
 	@$(BIN)/python docs/generate.py --figure2 > docs/figure.new && mv docs/figure.new docs/paged-vs-standard.svg
+	@$(BIN)/python -m dashboards.source
 	@mkdir -p docs/verdicts
 	@for name in $$($(BIN)/kvmon explain | cut -d ' ' -f 1); do \
 	  $(BIN)/python docs/generate.py --verdict $$name > docs/verdicts/$$name.md; done
@@ -121,3 +123,9 @@ endef
 	  || echo "kvmon: chromium and npm cannot be installed here; their tests need 'apt-get install chromium npm'" >&2; \
 	fi
 	@touch $@
+
+# What draws and type-checks the dashboards. Without it those tests skip and say how to get it, and fail where CI is set.
+.venv/.npm: tests/dashboards/package.json tests/dashboards/package-lock.json .venv/.tools
+	@mkdir -p .venv/npm && cp tests/dashboards/package.json tests/dashboards/package-lock.json .venv/npm/ \
+	  && (cd .venv/npm && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null) && touch $@ \
+	  || echo "kvmon: Grafana's libraries cannot be installed here; their tests need 'apt-get install npm'" >&2
