@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kvmon.cli.record import record_setup
 from kvmon.diagnosis import Diagnosis
+from kvmon.replay.simulated import record_setup
 from kvmon.serving.faults import EngineError, Faults
 from kvmon.serving.scenarios import SCENARIOS, find
 from kvmon.serving.scenarios.scenario import Scenario, Setup

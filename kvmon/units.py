@@ -9,7 +9,7 @@ import re
 
 from kvmon.errors import ConfigError
 
-__all__ = ["counted", "format_bytes", "format_count", "format_duration", "format_ratio", "parse_size"]
+__all__ = ["counted", "format_bytes", "format_clock", "format_count", "format_duration", "format_ratio", "parse_size"]
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _DIGITS = 15
@@ -64,6 +64,15 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def format_clock(seconds: float) -> str:
+    """`83.4` as `1:23.4`, minutes and seconds, with hours in front where there are some."""
+    tenths = round(abs(seconds) * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    head = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{'-' if seconds < 0 and (hours or minutes or tenths) else ''}{head}:{tenths // 10:02d}.{tenths % 10}"
 
 
 def format_ratio(ratio: float) -> str:

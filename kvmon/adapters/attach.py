@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit, engine_config, pool_info, second_pool_info
+from kvmon.adapters.described import engine_config, pool_info, second_pool_info
+from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit
 from kvmon.errors import SystemRefused
 from kvmon.probe import StreamProbe
 from kvmon.recording.writer import DEFAULT_BUDGET
@@ -102,7 +103,7 @@ def attach(
     scheduler = engine.scheduler
     allocator, policy = scheduler.allocator, scheduler.config
     options: dict[str, Any] = {} if clock is None else {"clock": clock}
-    described = {**engine_config(allocator, policy), **(config or {})}
+    described = {**engine_config(allocator, policy, scheduler.faults), **(config or {})}
     probe = StreamProbe(directory, name, rank, config=described, budget=budget, **options)
     pool = probe.attach_pool(pool_info(allocator, engine.token_bytes))
     second_info = second_pool_info(allocator, policy, engine.window_token_bytes or engine.token_bytes)

@@ -99,7 +99,7 @@ _OTHER_POOL = 2
 _ABSENT = 0xFFFFFFFF
 _LOW31 = (1 << 31) - 1
 _UNKNOWN_REASON = 10  # of the allocator; 0 in events
-_OUT, _FRAME_AT, _FRAME = range(3)
+_OUT, _FRAME_AT, _FRAME, _CAME = range(4)  # _CAME: the latest arrival, ns
 
 
 @kernel
@@ -119,6 +119,7 @@ def _translate(
     offsets: Ints,
     hashes: npt.NDArray[np.uint64],
     hash_tokens: int,
+    told: Ints,
     unit_kind: Ints,
     field_count: Ints,
     names_units: npt.NDArray[np.uint8],
@@ -204,16 +205,25 @@ def _translate(
             out[o] = _K_RESET
             o += 1
         elif code == _ARRIVE:
+            place[_CAME] = max(place[_CAME], journal[j + 2])
             target[request] = journal[j + 4]
             decoding[request] = 0
-            out[o] = _K_ARRIVED | 7
+            more = 5 if len(told) > 1 else 0
+            out[o] = _K_ARRIVED | (7 + more)
             out[o + 1] = request
             _wide(out, o + 2, journal[j + 2])
             out[o + 4] = journal[j + 3] + 1
             out[o + 5] = journal[j + 4] + 1
             out[o + 6] = journal[j + 5] + 1
             out[o + 7] = journal[j + 6] + 1 if journal[j + 6] > 0 else _ABSENT
-            o += 8
+            if more:
+                out[o + 8] = told[request, 0] + 1 if told[request, 0] > 0 else _ABSENT
+                for k in range(2):
+                    if told[request, k + 1] < 0:
+                        out[o + 9 + 2 * k] = out[o + 10 + 2 * k] = _ABSENT
+                    else:
+                        _wide(out, o + 9 + 2 * k, told[request, k + 1])
+            o += 8 + more
             if identities > 0:
                 out[o] = _K_HASHES | (3 + 2 * identities)
                 out[o + 1] = request
@@ -305,8 +315,10 @@ class JournalWords:
     """A journal sink that hands whole frames on to `write`.
 
     `config`, `pool` and `second` (the pool that USE_POOL 2 means) open the stream; `offsets` (int64, requests + 1) and
-    `hashes` (uint64) are the workload's prefix identities, one for each `hash_tokens` tokens. `close` hands on what
-    follows the last step, if anything, in a frame of its own.
+    `hashes` (uint64) are the workload's prefix identities, one for each `hash_tokens` tokens. `told` (int64, requests +
+    1 by 3) is what only whoever made the traffic knows of a request: whom it follows (0 = nobody), the pause behind
+    that end, and the patience of its client (ns, -1 = none). `close` hands on what follows the last step, if anything,
+    in a frame of its own.
     """
 
     def __init__(
@@ -320,15 +332,17 @@ class JournalWords:
         offsets: Ints | None = None,
         hashes: npt.NDArray[np.uint64] | None = None,
         hash_tokens: int = 0,
+        told: Ints | None = None,
     ) -> None:
         self._write = write
         self._out = np.zeros(1 << 18, np.uint32)
-        self._place = np.zeros(3, np.int64)
+        self._place = np.zeros(4, np.int64)
         self._target = np.zeros(requests + 1, np.int64)
         self._decoding = np.zeros(requests + 1, np.uint8)
         self._offsets = np.zeros(requests + 1, np.int64) if offsets is None else offsets
         self._hashes = np.zeros(0, np.uint64) if hashes is None else hashes
         self._hash_tokens = hash_tokens
+        self._told = np.zeros((1, 3), np.int64) if told is None else told
         preamble = [
             *encode(Kind.ENGINE_CONFIG, text=config_text),
             *encode(Kind.POOL_ATTACHED, pool=1, restated=0, text=pool.text(True)),
@@ -362,11 +376,12 @@ class JournalWords:
         used = int(self._place[_OUT])
         if used:
             frame = int(self._place[_FRAME])
-            tick = encode(Kind.TICK, seq=frame, words=used + 6, time=self._last_ns, checksum=1)
+            time = max(self._last_ns, int(self._place[_CAME]))
+            tick = encode(Kind.TICK, seq=frame, words=used + 6, time=time, checksum=1)
             self._out[used : used + 6] = tick
             crc = int(crc32(self._out, 0, used + 5, CRC_TABLES))
             self._out[used + 5] = crc or 1
-            self._place[:] = (used + 6, used + 6, frame + 1)
+            self._place[: _FRAME + 1] = (used + 6, used + 6, frame + 1)
             self._hand_on()
 
     def _append(self, journal: Ints, start: int) -> int:
@@ -382,6 +397,7 @@ class JournalWords:
                 self._offsets,
                 self._hashes,
                 self._hash_tokens,
+                self._told,
                 _UNIT_KIND,
                 _FIELD_COUNT,
                 _NAMES_UNITS,

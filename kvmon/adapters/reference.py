@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kvmon.allocators import journal as entries
 from kvmon.allocators import page_pool
-from kvmon.allocators.config import AllocatorConfig, ContiguousConfig, PagedConfig
+from kvmon.allocators.config import PagedConfig
 from kvmon.allocators.journal import iterate
 from kvmon.allocators.refusal import Reason
 from kvmon.events import FailureReason, RequestState
 from kvmon.events.wire import CACHED, DEFERRED, PINNED, STATUS
-from kvmon.probe import PoolInfo, PoolProbe, RequestPicture, StreamProbe
+from kvmon.probe import PoolProbe, RequestPicture, StreamProbe
 from kvmon.serving import retention
 from kvmon.serving import state as at
-from kvmon.serving.config import SchedulerConfig
 from kvmon.serving.scheduler import Scheduler
 
-__all__ = ["ReferenceAdapter", "ReferenceAudit", "engine_config", "pool_info", "second_pool_info"]
+__all__ = ["ReferenceAdapter", "ReferenceAudit"]
 
 _SECOND = 2  # the pool that USE_POOL 2 means
 
@@ -36,85 +34,6 @@ _STATES = {
     at.PREFILL: RequestState.RUNNING,
     at.DECODE: RequestState.RUNNING,
 }
-
-
-def pool_info(allocator: AllocatorConfig, token_bytes: int, name: str = "kv") -> PoolInfo:
-    """The pool of an allocator; `token_bytes` = bytes of keys and values of one token over all layers of a group."""
-    paged = isinstance(allocator, PagedConfig)
-    attributes: dict[str, Any] = {}
-    if isinstance(allocator, PagedConfig) and allocator.window_tokens and not allocator.window_pool_units:
-        attributes = {"groups": 2, "window_tokens": allocator.window_tokens}
-    return PoolInfo(
-        name=name,
-        capacity_units=allocator.capacity_units,
-        unit_bytes=allocator.unit_tokens * token_bytes,
-        unit_tokens=allocator.unit_tokens,
-        layout="paged" if paged else "contiguous",
-        contiguity="none" if paged else "required",
-        placement="buddy" if isinstance(allocator, ContiguousConfig) and allocator.placement == "buddy" else "",
-        attributes=attributes,
-    )
-
-
-def second_pool_info(allocator: AllocatorConfig, scheduler: SchedulerConfig, token_bytes: int) -> PoolInfo | None:
-    """The pool that an engine has beside: the window group's own, or the host tier; None where there is none."""
-    unit = allocator.unit_tokens
-    if isinstance(allocator, PagedConfig) and allocator.window_pool_units:
-        return PoolInfo(
-            name="kv-window",
-            capacity_units=allocator.window_pool_units,
-            unit_bytes=unit * token_bytes,
-            unit_tokens=unit,
-            attributes={"window_tokens": allocator.window_tokens},
-        )
-    if scheduler.host_tokens >= unit:
-        return PoolInfo(
-            name="kv-host",
-            capacity_units=scheduler.host_tokens // unit,
-            unit_bytes=unit * token_bytes,
-            unit_tokens=unit,
-            layout="contiguous",
-            contiguity="required",
-            tier="cpu",
-        )
-    return None
-
-
-def engine_config(allocator: AllocatorConfig, scheduler: SchedulerConfig) -> dict[str, Any]:
-    """What `engine_config` says of the reference engine: policies by their names, options only where they are used."""
-    config: dict[str, Any] = {
-        "adapter": "reference",
-        "fidelity": "exact",
-        "allocator": allocator.placement if isinstance(allocator, ContiguousConfig) else "paged",
-        "prefix_cache": isinstance(allocator, PagedConfig) and allocator.prefix_cache,
-        "reserve": "none",
-        "token_budget": scheduler.token_budget,
-        "max_sequences": scheduler.max_sequences,
-        "chunked_prefill": scheduler.chunked_prefill,
-        "watermark": scheduler.watermark,
-        "admission": scheduler.admit_by,
-        "preemption": scheduler.preemption,
-        "eviction": allocator.evict if isinstance(allocator, PagedConfig) else "none",
-    }
-    if isinstance(allocator, ContiguousConfig):
-        chunk = allocator.chunk_tokens
-        config["reserve"] = allocator.reserve if chunk is None else f"chunk:{chunk}"
-    options: dict[str, Any] = {
-        "max_model_len": scheduler.max_model_len,
-        "quotas": {str(class_id): share for class_id, share in allocator.quotas},
-        "priorities": {str(class_id): level for class_id, level in scheduler.priorities},
-        "host_tokens": scheduler.host_tokens,
-        "lookahead_tokens": scheduler.lookahead_tokens,
-        "transfer_share": scheduler.transfer_share,
-    }
-    if isinstance(allocator, PagedConfig):
-        options["reclaim"] = "" if allocator.reclaim == "on-demand" else allocator.reclaim
-        options["pin_share"] = allocator.pin_share
-        options["window_tokens"] = allocator.window_tokens
-    else:
-        options["compaction"] = allocator.compaction
-        options["retained_prefixes"] = allocator.retained_prefixes
-    return {**config, **{name: value for name, value in options.items() if value}}
 
 
 def _failure_reason(reason: int) -> int:
@@ -152,6 +71,7 @@ class ReferenceAdapter:
         self._hash_tokens = hash_tokens
         self._base = time_base_ns
         self._target: dict[int, int] = {}
+        self._named: dict[int, int] = {}
         self._decoding: set[int] = set()
         self._pools = {1: self._of_pool(pool)}
         if second is not None:
@@ -212,7 +132,9 @@ class ReferenceAdapter:
             request, at_ns + self._base, prompt, class_id=class_id, limit=limit, intended=intended or None
         )
         if self._identities is not None:
-            self._probe.hashes(request, self._hash_tokens, _hash_words(self._identities(request)))
+            names = self._identities(request)
+            self._named[request] = len(names)
+            self._probe.hashes(request, self._hash_tokens, _hash_words(names))
 
     def _admit(self, request: int, hit_tokens: int, lookup_tokens: int) -> None:
         self._probe.admitted(request)
@@ -233,6 +155,11 @@ class ReferenceAdapter:
     def _finish(self, request: int, reason: int, output: int, intended: int) -> None:
         self._decoding.discard(request)
         self._target.pop(request, None)
+        if self._identities is not None:
+            # Pages of the answer, which a later turn of the conversation asks for.
+            names, told = self._identities(request), self._named.pop(request, 0)
+            if len(names) > told:
+                self._probe.hashes(request, self._hash_tokens, _hash_words(names[told:]), told)
         self._probe.finished(request, reason, output, intended or None)
 
     def _claims(self, available: int, evictable: int, protected: int, in_flight: int, millionths: int) -> None:

@@ -25,6 +25,7 @@ from kvmon.capture.columns import Joiner, merge_planes
 from kvmon.capture.index import Damage, Index, open_capture, read_index, read_payload
 from kvmon.capture.layout import CHUNK_WORDS, ChunkHeader, ChunkKind
 from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, Tail, apply_piece
+from kvmon.capture.read_ahead import ReadAhead
 from kvmon.errors import CaptureError, ConfigError, NewerFormatError, RecordingError
 from kvmon.state import FrameTable, ScanEnd, StreamState
 from kvmon.state.checkpoint import load
@@ -32,7 +33,6 @@ from kvmon.state.checkpoint import load
 __all__ = ["CaptureReader", "CapturedStream"]
 
 _THREADS = 2
-_AHEAD = 3  # chunks that are decompressed while one is folded
 
 Words = npt.NDArray[np.uint32]
 
@@ -102,7 +102,8 @@ class CaptureReader:
         self.path = path
         self._fd = open_capture(path)
         self._local = threading.local()
-        self._room: deque[Words] = deque()  # memory for words that was touched before
+        self._room: deque[Words] = deque()  # memory for words that was touched before,
+        self._scratch: Words = np.empty(0, np.uint32)  # and for a checkpoint
         self._pool: ThreadPoolExecutor | None = None
         try:
             index = read_index(self._fd, path.name)
@@ -128,33 +129,24 @@ class CaptureReader:
         holds `until_ns`.
 
         With `reuse` the words of a piece are good only until the next one is asked for: faster, because no new memory
-        is touched.
+        is touched. Reading begins with this call.
         """
         chunks = [chunk for chunk in stream.chunks if after is None or chunk.offset > after.offset]
         if until_ns is not None:
             chunks = [chunk for chunk in chunks if chunk.first_time_ns <= until_ns]
         expected = after.first_frame or None if after is not None else None
-        room = self._room if reuse else deque()
-        waiting: deque[tuple[ChunkHeader, Future[Piece | None]]] = deque()
+        least = CHUNK_WORDS if reuse else 0
+
+        def submit(chunk: ChunkHeader, room: Words | None) -> Future[Piece | None]:
+            return self._threads().submit(self._piece, chunk, room, until_ns, least)
+
+        return self._in_order(stream, ReadAhead(chunks, submit, self._room if reuse else None), expected)
+
+    def _in_order(self, stream: CapturedStream, ahead: ReadAhead, expected: int | None) -> Iterator[Piece]:
         given: Words | None = None
-        following = iter(chunks)
         try:
-            while True:
-                while len(waiting) < _AHEAD and (chunk := next(following, None)) is not None:
-                    if chunk.kind in (ChunkKind.FRAMES, ChunkKind.HOLE, ChunkKind.TAIL):
-                        spare = room.popleft() if room and chunk.kind == ChunkKind.FRAMES else None
-                        waiting.append(
-                            (
-                                chunk,
-                                self._threads().submit(
-                                    self._piece, chunk, spare, until_ns, CHUNK_WORDS if reuse else 0
-                                ),
-                            )
-                        )
-                if not waiting:
-                    return
-                chunk, job = waiting.popleft()
-                piece = job.result()
+            while (found := ahead.next()) is not None:
+                chunk, piece = found
                 if piece is None:
                     self._damaged(chunk, "this chunk is damaged")
                     yield _missing(chunk, expected)
@@ -167,14 +159,13 @@ class CaptureReader:
                     expected = int(piece.table.numbers[-1]) + 1
                     given = piece.words
                 yield piece
-                if reuse and given is not None:
-                    room.append(given if given.base is None else given.base)
+                if given is not None:
+                    ahead.give_back(given)
                 given = None
         finally:
-            for _, job in waiting:
-                job.cancel()
-            if reuse and given is not None:
-                room.append(given if given.base is None else given.base)
+            ahead.cancel()
+            if given is not None:
+                ahead.give_back(given)
 
     def begin(
         self, stream: CapturedStream, *, detail: bool = True, verify: bool = False
@@ -191,6 +182,26 @@ class CaptureReader:
             elif chunk.kind != ChunkKind.STREAM:
                 break
         return StreamState(detail=detail, verify=verify), None
+
+    def enter(
+        self,
+        stream: CapturedStream,
+        time_ns: int,
+        until_ns: int | None = None,
+        *,
+        detail: bool = True,
+        verify: bool = False,
+    ) -> tuple[StreamState, Iterator[Piece]]:
+        """The state at the last checkpoint that was taken at or before `time_ns`, and the pieces that follow it, as
+        `pieces` gives them; those are read while the checkpoint is."""
+        for chunk in reversed(stream.chunks):
+            if chunk.kind == ChunkKind.CHECKPOINT and chunk.last_time_ns <= time_ns:
+                pieces = self.pieces(stream, after=chunk, until_ns=until_ns, reuse=True)
+                state = self._checkpoint(chunk, detail, verify)
+                if state is not None:
+                    return state, pieces
+        state, after = self.begin(stream, detail=detail, verify=verify)
+        return state, self.pieces(stream, after=after, until_ns=until_ns, reuse=True)
 
     def fold(self, stream: CapturedStream, *, detail: bool = True, verify: bool = False) -> StreamState:
         """The state after the last event of the stream."""
@@ -213,8 +224,8 @@ class CaptureReader:
                 else f"its first frame ended at {stream.first_time_ns} ns"
             )
             raise ConfigError(f"{stream.name} has no state at {time_ns} ns: {first}")
-        state, after = self._nearest(stream, time_ns, detail, verify)
-        for piece in self.pieces(stream, after=after, until_ns=time_ns, reuse=True):
+        state, pieces = self.enter(stream, time_ns, time_ns, detail=detail, verify=verify)
+        for piece in pieces:
             if isinstance(piece, Frames):
                 late = piece.table.times > time_ns
                 if late.any():
@@ -318,22 +329,15 @@ class CaptureReader:
         if payload is None:
             self._damaged(chunk, "this checkpoint is damaged; folding begins before it")
             return None
-        raw = np.empty(len(payload) // 4, np.uint32)
+        size = len(payload) // 4
+        if len(self._scratch) < size:  # memory that is new costs more than what is done with it
+            self._scratch = np.empty(size + size // 4, np.uint32)
+        raw = self._scratch[:size]
         merge_planes(np.frombuffer(payload, np.uint8), 4, raw)
         try:
-            return load(raw.tobytes(), detail=detail, verify=verify)
+            return load(raw.view(np.uint8).data, detail=detail, verify=verify)
         except (NewerFormatError, RecordingError):
             return None  # of another kvmon: the events say the same, from further back
-
-    def _nearest(
-        self, stream: CapturedStream, time_ns: int, detail: bool, verify: bool
-    ) -> tuple[StreamState, ChunkHeader | None]:
-        for chunk in reversed(stream.chunks):
-            if chunk.kind == ChunkKind.CHECKPOINT and chunk.last_time_ns <= time_ns:
-                state = self._checkpoint(chunk, detail, verify)
-                if state is not None:
-                    return state, chunk
-        return self.begin(stream, detail=detail, verify=verify)
 
     def _said_so(self, stream: CapturedStream, chunk: ChunkHeader) -> bool:
         """Whether the capture itself says that something is missing right before this chunk."""

@@ -65,6 +65,8 @@ VERBS = {
     "engine": Verb(
         "kvmon.cli.engine:command", "Serve a model, or answer a file of requests, with the reference engine."
     ),
+    "alerts": Verb("kvmon.cli.alerts:command", "List the alerts, read their runbooks, write the rules for Prometheus."),
+    "dashboards": Verb("kvmon.cli.dashboards:command", "Write the Grafana dashboards, to import or provision them."),
     "metrics": Verb("kvmon.cli.metrics:command", "List every metric with its meaning, unit and labels."),
 }
 

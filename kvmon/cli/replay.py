@@ -1,6 +1,6 @@
 """`kvmon replay`: what went wrong in a recording or a capture, the answer first.
 
-Wiring only: `kvmon.replay` reads and diagnoses, `kvmon.cli.findings` says it.
+Wiring only: `kvmon.replay` reads and diagnoses, `kvmon.report.findings` says it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from kvmon.cli.whatif import asked_of, what_if_options
+from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
     from kvmon.diagnosis import Finding
@@ -22,24 +25,53 @@ _DAMAGE_SHOWN = 5
 
 @click.command("replay")
 @click.argument("path", type=click.Path(path_type=Path, readable=False))
+@click.option("--at", metavar="TIME", help="Show the state at this moment: see below.")
+@click.option("--stream", metavar="NAME", help="With --at: this stream only, ENGINE-RANK or ENGINE-RANK#LIFE.")
+@what_if_options
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object, findings most important first.")
-def command(path: Path, json_: bool) -> None:
+def command(path: Path, at: str | None, stream: str | None, json_: bool, **options: Any) -> None:
     """Say what went wrong in PATH, a capture file or a recording directory.
 
     The first line is the answer: the verdict that explains most, or healthy. Findings follow with their evidence, the
     events that show it, what would have avoided it and what is safest to do now; `kvmon explain VERDICT` says more.
     Exit code 1 when something was found.
-    """
-    from kvmon.cli.streams import read_streams
-    from kvmon.diagnosis import HEALTHY
 
-    streams = read_streams(path)
+    With --at, the exact state at a moment instead: memory, holders, queue, and the verdict that held then. TIME is
+    +90s or 12m30s from the begin, -30s from the end, 2026-11-23T08:45:04Z, ns of the engine's clock, failure:3 (just
+    before the third refused allocation, failure:-1 the last one), or worst.
+
+    What would have avoided a finding is checked: the recorded requests are replayed through the simulator with a change
+    (docs/what-if.md). --what-if takes yours: keys are the options of `kvmon simulate` without dashes, and pool=+20%.
+    """
+    asked = asked_of(options)
+    if at is not None:
+        if not asked.of_itself:
+            raise ConfigError("--at shows a moment and replays nothing: leave out --what-if, --no-what-if and --sweep")
+        from kvmon.cli.replay_at import show
+
+        show(path, at, stream, json_)
+        return
+    if stream is not None:
+        raise ConfigError("--stream chooses what --at shows: give --at too")
+    from kvmon.cli.streams import read_recordings, read_streams
+    from kvmon.cli.whatif import answers
+    from kvmon.cli.whatif_output import print_answers
+    from kvmon.diagnosis import HEALTHY
+    from kvmon.replay.asked import answered_json
+
+    recordings = [] if asked.nothing else [one for source in (path, *asked.also) for one in read_recordings(source)]
+    streams = read_streams(path) if asked.nothing else [recording.stream for recording in recordings]
+    answered = [] if asked.nothing else answers(recordings, asked)
     found = _ranked(streams)
     answer = found[0][1].verdict if found else HEALTHY
     if json_:
-        click.echo(json.dumps(_as_json(path, answer, streams, found), indent=2))
+        said = _as_json(path, answer, streams, found)
+        if not asked.nothing:
+            said["what_if"] = answered_json(answered)
+        click.echo(json.dumps(said, indent=2))
     else:
         click.echo(_as_text(path, answer, streams, found))
+        print_answers(answered)
     if found:
         raise click.exceptions.Exit(1)
 
@@ -56,7 +88,7 @@ def _ranked(streams: list[StreamDiagnosis]) -> Found:
 
 
 def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Found) -> str:
-    from kvmon.cli.findings import finding_lines
+    from kvmon.report.findings import finding_lines
     from kvmon.units import counted, format_duration
 
     rest = ", as far as it can be read" if any(stream.damage for stream in streams) else ""

@@ -17,10 +17,8 @@ from kvmon.cli.sections import SectionedCommand
 from kvmon.cli.simulate_options import (
     ENGINE_OPTIONS,
     SECTIONS,
-    allocator_config,
     capacity,
     engine_options,
-    scheduler_config,
 )
 from kvmon.errors import ConfigError
 
@@ -184,6 +182,7 @@ def _trace(
 
     from kvmon.cli.record import run_setup, simulate_into_capture
     from kvmon.cli.simulate_output import print_result
+    from kvmon.serving.options import allocator_config, scheduler_config
     from kvmon.serving.scenarios import Setup
     from kvmon.serving.step_time import StepTime, read_step_time
     from kvmon.serving.traces import read_trace

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -12,8 +13,11 @@ from kvmon.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from kvmon.replay import StreamDiagnosis
+    from kvmon.replay.recordings import Recording
 
-__all__ = ["missing", "read_streams"]
+__all__ = ["missing", "read_recordings", "read_streams"]
+
+T = TypeVar("T")
 
 
 def read_streams(path: Path | None) -> list[StreamDiagnosis]:
@@ -21,18 +25,30 @@ def read_streams(path: Path | None) -> list[StreamDiagnosis]:
     path, InputError where it is neither file nor directory."""
     if path is None:
         raise ConfigError("nothing to look at: give a recording directory or a capture, or set KVMON_DIR")
-    from kvmon.cli.patience import patience
     from kvmon.replay import diagnose_path
+
+    return _read(path, diagnose_path, lambda streams: streams)
+
+
+def read_recordings(path: Path) -> list[Recording]:
+    """The same, with the demand of each stream, for what-ifs."""
+    from kvmon.replay import recordings
+
+    return _read(path, recordings.read_recordings, lambda found: [recording.stream for recording in found])
+
+
+def _read(path: Path, read: Callable[..., list[T]], streams_of: Callable[[list[T]], list[StreamDiagnosis]]) -> list[T]:
+    from kvmon.cli.patience import patience
 
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path} is neither a capture nor a directory: give one of them")
     files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
     with patience(), progress_of_words(files, "reading") as advance:
-        streams = diagnose_path(path, advance)
-    for stream in streams:
+        found = read(path, advance)
+    for stream in streams_of(found):
         for damage in stream.damage[:1]:
             click.echo(f"kvmon: {path}: {damage}; what is said is about the part that can be read", err=True)
-    return streams
+    return found
 
 
 def missing(stream: StreamDiagnosis) -> str | None:

@@ -177,8 +177,13 @@ _LAYOUT: dict[Kind, tuple[tuple[Field, ...], int]] = {
     Kind.POOL_ATTACHED: _fields("pool:count restated:count text:text"),
     Kind.POOL_CHANGED: _fields("pool:count capacity_units:count"),
     Kind.POOL_RESET: _fields(""),
-    # at = arrival in ns on the monotonic clock; hash_tokens = tokens a page hash stands for
-    Kind.REQUEST_ARRIVED: _fields("request:id at:wide class_id:count prompt:count limit:maybe intended:maybe"),
+    # at = arrival in ns on the monotonic clock; what only whoever makes the traffic knows: the request whose end it
+    # waited for, the pause behind that end, and how long its client waits (ns)
+    Kind.REQUEST_ARRIVED: _fields(
+        "request:id at:wide class_id:count prompt:count limit:maybe intended:maybe",
+        "follows:maybe pause:maybe_wide patience:maybe_wide",
+    ),
+    # hash_tokens = tokens a page hash stands for
     Kind.REQUEST_HASHES: _fields("request:id hash_tokens:count first_page:count hashes:hashes"),
     Kind.REQUEST_ADMITTED: _fields("request:id"),
     Kind.FIRST_TOKEN: _fields("request:id"),

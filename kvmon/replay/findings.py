@@ -23,7 +23,7 @@ from kvmon.events import FailureOutcome
 from kvmon.state import StreamState
 from kvmon.state.watch import R
 
-__all__ = ["MOST_REFUSALS", "Refusal", "StreamDiagnosis", "diagnose_path"]
+__all__ = ["MOST_REFUSALS", "Refusal", "StreamDiagnosis", "diagnose_path", "read_pieces"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -112,7 +112,7 @@ class StreamDiagnosis:
 
     def __post_init__(self) -> None:
         self.diagnosis.follow(self.state)
-        self.state.log_to(self._take)
+        self.state.log_to(self.take)
         self._refused: list[list[int]] = []
         self._ended: dict[int, int] = {}
 
@@ -142,7 +142,8 @@ class StreamDiagnosis:
             self.first_ns = int(piece.table.times[0])
         apply_piece(self.state, piece)
 
-    def _take(self, refusals: Ints, windows: Ints) -> None:
+    def take(self, refusals: Ints, windows: Ints) -> None:
+        """Take rows of the two logs (`state.watch`); they are copied."""
         for row in refusals.tolist():
             if row[R.KIND] == R.REFUSED:
                 self._refused.append(row)
@@ -162,7 +163,7 @@ def diagnose_path(path: Path, progress: Callable[[int], None] = lambda words: No
     diagnosis can be made from.
     """
     found: list[StreamDiagnosis] = []
-    for piece in _pieces(path):
+    for piece in read_pieces(path):
         if isinstance(piece, StreamDiagnosis):
             found.append(piece)
             continue
@@ -177,7 +178,9 @@ def diagnose_path(path: Path, progress: Callable[[int], None] = lambda words: No
     return found
 
 
-def _pieces(path: Path) -> Iterator[StreamDiagnosis | Piece]:
+def read_pieces(path: Path) -> Iterator[StreamDiagnosis | Piece]:
+    """Everything in a capture file or a recording directory: a diagnosis where a life begins, then its pieces, which
+    are good until the next one. Raises InputError where `path` is neither."""
     if path.is_dir():
         for stream in select_streams(path):
             for piece in read_recorded(stream):

@@ -47,12 +47,13 @@ class Totals(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """What was learned of an engine outside of its events; see `view.CONDITIONS`."""
+    """What was learned of an engine outside of its events; see `view.CONDITIONS` and `StreamView.moment`."""
 
     condition: str
     silent_seconds: float | None = None
     last_event_wall_ns: int | None = None
     pid: int | None = None
+    moment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,12 @@ def stream_view(
     totals: Totals | None = None,
     rates: Rates | None = None,
     holders: int = 5,
+    refused: tuple[int, int] | None = None,
 ) -> StreamView:
     """The view of a stream. `totals` are its cumulative counts, None where not known.
 
-    `holders` bounds the requests named in each pool. Needs a state with detail.
+    `holders` bounds the requests named in each pool; `refused` (pool, units) is about to be refused at this moment.
+    Needs a state with detail.
     """
     step = state.last_step
     rates = rates or Rates()
@@ -102,12 +105,13 @@ def stream_view(
         tokens_per_second=rates.tokens,
         step_seconds=None if step is None else step.duration_ns / 1e9,
         counters=None if totals is None else {name: totals.stream(slot) for name, slot in _COUNTERS.items()},
-        pools=tuple(_pool_view(state, pool, totals, holders) for pool in state.pools.values())
+        pools=tuple(_pool_view(state, pool, totals, holders, refused) for pool in state.pools.values())
         if state.converged
         else (),
         notes=tuple(notes),
         devices=tuple(_device_view(sample, state.time_ns) for sample in state.fresh_device_samples()),
         finished=None if totals is None else _finished(totals),
+        moment=liveness.moment,
     )
 
 
@@ -130,10 +134,15 @@ def _device_view(sample: DeviceSample, now_ns: int) -> DeviceView:
     )
 
 
-def _pool_view(state: StreamState, pool: PoolState, totals: Totals | None, holders: int) -> PoolView:
+def _pool_view(
+    state: StreamState, pool: PoolState, totals: Totals | None, holders: int, refused: tuple[int, int] | None
+) -> PoolView:
     failure = pool.last_failure
     step = state.last_step
-    size = step.head_need if step is not None and step.head_need and pool.number == 1 else None
+    asked = refused[1] if refused is not None and refused[0] == pool.number else None
+    size = asked
+    if size is None and step is not None and pool.number == 1:
+        size = step.head_need
     if size is None and failure is not None:
         size = failure.need
     slots = pool.slots()
@@ -159,6 +168,7 @@ def _pool_view(state: StreamState, pool: PoolState, totals: Totals | None, holde
         last_failure=None if failure is None else _failure_view(state, pool),
         holders=_holders(state, pool, holders),
         map=memory_map(state, pool),
+        refused=asked,
     )
 
 

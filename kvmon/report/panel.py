@@ -133,6 +133,8 @@ class PoolPanel:
         return flow([*items, *self._fragmentation()], self.width)
 
     def _need(self) -> int | None:
+        if self.pool.refused is not None:
+            return self.pool.refused
         return self.stream.head_need if self.pool.number == 1 else None
 
     def _grantable(self) -> int:
@@ -144,7 +146,8 @@ class PoolPanel:
         return "bold red" if need > self._grantable() else "bold yellow"
 
     def _need_words(self, need: int) -> str:
-        return "at the head: no room" if need > self._grantable() else "at the head: fits"
+        where = "at the head" if self.pool.refused is None else "refused"
+        return f"{where}: {'no room' if need > self._grantable() else 'fits'}"
 
     def _bytes(self, units: int) -> str:
         if not self.pool.unit_bytes:
@@ -219,6 +222,8 @@ class PoolPanel:
         return lines
 
     def _when(self, age_seconds: float) -> str:
+        if self.stream.moment is not None:
+            return "just then" if age_seconds < _JUST_NOW else f"{format_duration(age_seconds)} before"
         over = self.stream.condition in ("dead", "ended")
         if age_seconds < _JUST_NOW:
             return "at the end" if over else "just now"

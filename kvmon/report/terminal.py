@@ -28,6 +28,7 @@ _CONDITION_STYLES = {
     "dead": "bold red",
     "ended": "bold",
     "unseen": "bold yellow",
+    "replayed": "bold",
 }
 
 
@@ -115,7 +116,7 @@ def _side_by_side(
 def _framed(
     stream: StreamView, pool: PoolView | None, lines: list[Text], width: int, height: int, glyphs: Glyphs
 ) -> Panel:
-    condition = condition_words(stream.condition, stream.silent_seconds, stream.last_event_wall_ns)
+    condition = condition_words(stream.condition, stream.silent_seconds, stream.last_event_wall_ns, stream.moment)
     name = f"{stream.engine}/{stream.rank}" + ("" if pool is None else f" {pool.name}")
     style = _CONDITION_STYLES[stream.condition]
     title = Text.assemble((name, "bold"), " ", (condition, style))

@@ -14,9 +14,9 @@ from kvmon.report.memory_map import MemoryMap
 
 __all__ = ["CONDITIONS", "DeviceView", "FailureView", "HolderView", "PoolView", "Screen", "StreamView"]
 
-CONDITIONS = ("alive", "idle", "stalled", "dead", "ended", "unseen")
+CONDITIONS = ("alive", "idle", "stalled", "dead", "ended", "unseen", "replayed")
 """What can be said of an engine: working; nothing to do; work pending but silent; its process is gone; it closed the
-recording in order; its lock cannot be seen (no permission)."""
+recording in order; its lock cannot be seen (no permission); this is how it was at a moment of a recording."""
 
 _JSON_CELLS = 256
 
@@ -53,7 +53,8 @@ class HolderView:
 class PoolView:
     """One pool. Units unless the name says otherwise; ratios 0 to 1; slots are tokens.
 
-    `lost` is `lost(s)` for s = `lost_size`: the need at the head of the queue, else of the last refused request.
+    `refused`: what is about to be refused at the moment that is shown. `lost` is `lost(s)` for s = `lost_size`: that
+    or the need at the head of the queue, else of the last refused request.
     """
 
     number: int
@@ -77,6 +78,7 @@ class PoolView:
     last_failure: FailureView | None
     holders: tuple[HolderView, ...]
     map: MemoryMap
+    refused: int | None = None
 
     @property
     def free(self) -> int:
@@ -105,7 +107,8 @@ class StreamView:
     """One rank of one engine. `last_event_wall_ns` is the wall-clock time of its last sign of life, ns since 1970.
 
     Counters run since the engine began to record, `finished` by why requests ended; rates are per second of engine
-    time. `head_need` is what the request at the head of the queue waits for, in units of the first pool.
+    time. `moment` says in words which moment of a recording this is, None = now. `head_need` is what the request at the
+    head of the queue waits for, in units of the first pool.
     """
 
     engine: str
@@ -129,6 +132,7 @@ class StreamView:
     notes: tuple[str, ...] = field(default=())
     devices: tuple[DeviceView, ...] = field(default=())
     finished: dict[str, int] | None = None
+    moment: str | None = None
 
     @property
     def prefix_hit_ratio(self) -> float | None:

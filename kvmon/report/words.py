@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from kvmon.events import Contiguity, FailureOutcome
+from kvmon.events import FAILURE_REASONS, Contiguity, FailureOutcome
+from kvmon.replay import Refusal
 from kvmon.state import Failure
 from kvmon.units import format_count, format_duration
 
-__all__ = ["condition_words", "failure_sentence", "wall_time"]
+__all__ = ["condition_words", "failure_sentence", "refusal_sentence", "wall_time"]
 
 _OUTCOMES = {
     FailureOutcome.UNKNOWN: "",
@@ -32,6 +33,23 @@ def failure_sentence(failure: Failure, capacity: int) -> str:
     return f"{asked}: {_why(failure, capacity)}" + (f"; {outcome}" if outcome else "")
 
 
+def refusal_sentence(refusal: Refusal, *, contiguous: bool) -> str:
+    """The same of one that was read back from a recording; `contiguous` is what its pool demands."""
+    failure = Failure(
+        time_ns=refusal.time_ns,
+        request=refusal.request,
+        need=refusal.need,
+        contiguity=Contiguity.REQUIRED if contiguous else Contiguity.NONE,
+        free=refusal.free,
+        evictable=refusal.evictable,
+        largest=refusal.largest,
+        reason=FAILURE_REASONS[refusal.reason],
+        outcome=refusal.outcome,
+    )
+    said = failure_sentence(failure, refusal.capacity)
+    return f"{said[0].upper()}{said[1:]}."
+
+
 def _why(failure: Failure, capacity: int) -> str:
     free = f"{format_count(failure.free)} were free"
     if failure.evictable:
@@ -45,8 +63,12 @@ def _why(failure: Failure, capacity: int) -> str:
     return f"{free} ({failure.reason})"
 
 
-def condition_words(condition: str, silent_seconds: float | None, last_event_wall_ns: int | None) -> str:
-    """The condition of an engine for people; a dead one is dated, so that the words stay true."""
+def condition_words(
+    condition: str, silent_seconds: float | None, last_event_wall_ns: int | None, moment: str | None = None
+) -> str:
+    """The condition of an engine for people; a dead one is dated, so that the words stay true, and so is `moment`."""
+    if moment is not None:
+        return f"at {moment}"
     when = "" if last_event_wall_ns is None else f" since {wall_time(last_event_wall_ns)}"
     if condition == "dead":
         return f"dead{when}, last state"

@@ -34,6 +34,7 @@ from kvmon.serving.state import (
     DECODE_TOKENS,
     DONE,
     DRAFT_TOKENS,
+    DRAWN_AS,
     FIRST_TOKEN_NS,
     FORK_OF,
     HELD_PAGES,
@@ -183,7 +184,9 @@ def _verified(serving: Serving, request: int, tokens: int) -> int:
     tally[DRAFT_TOKENS] += tokens - 1
     most = min(tokens, serving.live[request, STOP] - 1 - computed)
     stand = 1
-    while stand < most and draw(request, _DRAFT, computed + stand) < serving.config[ACCEPTANCE]:
+    while (
+        stand < most and draw(serving.facts[request, DRAWN_AS], _DRAFT, computed + stand) < serving.config[ACCEPTANCE]
+    ):
         stand += 1
     tally[ACCEPTED_TOKENS] += stand - 1
     return int(stand)

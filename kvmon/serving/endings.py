@@ -22,6 +22,7 @@ from kvmon.allocators.refusal import FinishReason
 from kvmon.jit import inner, kernel
 from kvmon.serving.state import (
     DOUBLE_FREES,
+    DRAWN_AS,
     FAULT_SEED,
     FAULTS_FROM,
     LEAKED_UNITS,
@@ -56,7 +57,7 @@ _FOR_EVER = np.iinfo(np.int64).max
 
 @inner
 def _struck(serving: Serving, request: int, what: int, odds: int) -> bool:
-    return bool(draw(serving.config[FAULT_SEED], what, request) < odds)
+    return bool(draw(serving.config[FAULT_SEED], what, serving.facts[request, DRAWN_AS]) < odds)
 
 
 @inner

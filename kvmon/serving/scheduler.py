@@ -199,6 +199,7 @@ class Scheduler:
             level,
         )
         state.facts[request, at.FORK_OF] = fork_of
+        state.facts[request, at.DRAWN_AS] = request
         self.tell_time(arrival_ns)
         state.tally[at.ENDED] = 0
         self._make_room(32)

@@ -1,6 +1,6 @@
 """The scheduler's state: arrays that the kernels of a step share, and the names of their columns.
 
-    facts    int64 (requests + 1, 14)   what a request brought, never changed after its arrival; behind that what is
+    facts    int64 (requests + 1, 15)   what a request brought, never changed after its arrival; behind that what is
                                         rarely touched: its first token, its block in the host tier
     live     int32 (requests + 1, 8)    where it stands; one cache line holds two requests
     seats    a request that holds memory sits on one of `max_sequences` seats: `held` (its pages or its block) and, when
@@ -52,7 +52,8 @@ HOST_COUNT = 10  # units in the host tier
 HOST_TOKENS = 11  # kept there, 0 = none
 ENDED_BEFORE = 12  # the request that ended before this one, since somebody looked
 FORK_OF = 13  # the request whose prompt it has, too, 0 = none
-FACTS = 14
+DRAWN_AS = 14  # the number by which chances are drawn for it: its own, or the one that it had in a recording
+FACTS = 15
 
 # live
 COMPUTED = 0

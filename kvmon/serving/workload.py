@@ -11,8 +11,11 @@
     follows         int32 (n)     0: arrives at arrival_ns on its own; k: request number k, an earlier one, has to end
                                   first, and arrival_ns is the pause after that end; several may follow the same one
     abort_ns        int64 (n)     0: never; else the client hangs up so long after the request arrived
+    drawn_as        int64 (n)     the number by which chances are drawn for a request (drafts, transfers, faults), where
+                                  it is not its own: the one that it had in a recording
 
-`follows` and `abort_ns` are empty where no request has one, never zeros throughout. An aborted request has ended too.
+`follows` and `abort_ns` are empty where no request has one, never zeros throughout; `drawn_as` where all have their
+own. An aborted request has ended too.
 
 Identities normally name the prompt; the last one may then name less than a full step. When a request has more of them
 than its prompt takes, they name what it generates too, and all of them are full (a later turn of a conversation can
@@ -65,6 +68,7 @@ class Workload:
     name: str = "workload"
     follows: npt.NDArray[np.int32] = field(default_factory=_follow_nobody)
     abort_ns: npt.NDArray[np.int64] = field(default_factory=_no_offsets)
+    drawn_as: npt.NDArray[np.int64] = field(default_factory=_no_offsets)
 
     def __post_init__(self) -> None:
         n = len(self.arrival_ns)
@@ -85,7 +89,7 @@ class Workload:
         self._check_identities(n)
 
     def _check_follows(self, n: int) -> None:
-        for label in ("follows", "abort_ns"):
+        for label in ("follows", "abort_ns", "drawn_as"):
             values = getattr(self, label)
             if len(values) not in (0, n):
                 raise TraceError(f"{self.name}: {label} has {len(values)} entries for {n} requests")
@@ -156,6 +160,7 @@ class Workload:
             self.name,
             self.follows[:n],
             self.abort_ns[:n],
+            self.drawn_as[:n],
         )
 
     def covered_tokens(self) -> npt.NDArray[np.int64]:

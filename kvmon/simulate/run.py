@@ -68,6 +68,7 @@ NEXT_ERROR = 5
 LINGER_NS = 6  # how long to go on when nothing can move any more
 STUCK_SINCE = 7  # -1: not stuck
 NEXT_STEP = 8  # index into demand.steps
+UNTIL = 9  # what is due by then still happens when an engine's own steps are used up
 
 _NEVER = np.iinfo(np.int64).max
 _LATEST = float(2**62 - 1)  # the last nanosecond that a recording can hold
@@ -90,9 +91,11 @@ class Demand(NamedTuple):
     steps: npt.NDArray[np.int64]
 
 
-def new_clock(most_steps: int | None = None, linger_ns: int = 0) -> npt.NDArray[np.int64]:
-    """A clock at 0 that stops after `most_steps`, or `linger_ns` after nothing could move any more."""
-    clock = np.zeros(9, np.int64)
+def new_clock(most_steps: int | None = None, linger_ns: int = 0, until_ns: int = 0) -> npt.NDArray[np.int64]:
+    """A clock at 0 that stops after `most_steps`, or `linger_ns` after nothing could move any more; where it has an
+    engine's own steps, not before what is due by `until_ns` has happened."""
+    clock = np.zeros(10, np.int64)
+    clock[UNTIL] = until_ns
     clock[STEPS_LEFT] = _NEVER if most_steps is None else most_steps
     clock[LINGER_NS] = linger_ns
     clock[STUCK_SINCE] = -1
@@ -192,10 +195,10 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
     """Run until everybody has ended, the journal needs room, nothing can move any more, the steps are used up, or the
     clock runs over.
 
-    With steps of an engine it ends when they are used up, too. `step_time` float64 (4): base, prefill token, decode
-    sequence, context token, in ns. Deadlock: a step that plans nothing and changes nothing while somebody runs or
-    waits, with no hang-up, transfer or error ahead; arrivals free no memory, so it would stay that way, except that
-    they may go ahead of others by their class.
+    With steps of an engine it ends when they are used up and what was due by `clock[UNTIL]` has happened. `step_time`
+    float64 (4): base, prefill token, decode sequence, context token, in ns. Deadlock: a step that plans nothing and
+    changes nothing while somebody runs or waits, with no hang-up, transfer or error ahead; arrivals free no memory, so
+    it would stay that way, except that they may go ahead of others by their class.
     """
     tally = serving.tally
     facts = serving.facts
@@ -204,8 +207,9 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
     order = demand.order
     given = demand.steps.shape[0]
     while True:
+        begins = clock[NOW]
         if clock[NEXT_STEP] < given:
-            clock[NOW] = max(clock[NOW], demand.steps[clock[NEXT_STEP], 0])
+            begins = max(begins, demand.steps[clock[NEXT_STEP], 0])
         while True:
             arrival = np.int64(_NEVER)
             if clock[NEXT] < order.size:
@@ -213,12 +217,13 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
             due = demand.due[1, 0] if clock[DUE] else np.int64(_NEVER)
             error = demand.errors[clock[NEXT_ERROR], 0] if clock[NEXT_ERROR] < len(demand.errors) else np.int64(_NEVER)
             coming = min(arrival, due, error)
-            if coming > clock[NOW]:
+            if coming > begins:
                 break
             if journal.state[ON]:
                 words = _ARRIVAL_WORDS if coming == arrival else room_for_step(serving)
                 if journal.state[USED] + words > journal.words.size:
                     return JOURNAL_FULL
+            clock[NOW] = max(clock[NOW], coming)
             tally[TALLY_NOW] = clock[NOW]
             if coming == arrival:
                 _let_in(serving, demand, clock, order[clock[NEXT]])
@@ -234,6 +239,7 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
                 _fail_elsewhere(serving, demand.errors[clock[NEXT_ERROR]])
                 clock[NEXT_ERROR] += 1
             _call_followers(serving, demand, clock)
+        clock[NOW] = begins
         if tally[RUNNING] == 0 and tally[QUEUED] == 0:
             # Who still wanted to hang up has ended.
             if arrival == _NEVER and clock[DUE] == clock[HANG_UPS]:
@@ -245,6 +251,9 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
             continue
         if journal.state[ON] and journal.state[USED] + room_for_step(serving) > journal.words.size:
             return JOURNAL_FULL
+        if given and clock[NEXT_STEP] == given and coming <= clock[UNTIL]:
+            clock[NOW] = coming
+            continue
         if clock[STEPS_LEFT] == 0 or (given and clock[NEXT_STEP] == given):
             return STEP_LIMIT
         clock[STEPS_LEFT] -= 1
@@ -267,8 +276,8 @@ def run(serving: Serving, demand: Demand, clock: npt.NDArray[np.int64], step_tim
         clock[NOW] += duration
         if tally[ENDED]:
             _call_followers(serving, demand, clock)
-        if not stuck or (tally[RUNNING] == 0 and tally[QUEUED] == 0):
-            clock[STUCK_SINCE] = -1
+        if given or not stuck or (tally[RUNNING] == 0 and tally[QUEUED] == 0):
+            clock[STUCK_SINCE] = -1  # steps of an engine come when they came
             continue
         transfer = next_transfer(serving) if tally[PARKED] else np.int64(_NEVER)
         overtaken = coming != _NEVER and (serving.config[LEVELS] or serving.config[QUOTAS])

@@ -33,10 +33,11 @@ __all__ = ["JournalSink", "RecordedSteps", "demand_of", "simulate", "simulation_
 
 class RecordedSteps(NamedTuple):
     """Steps that an engine took, on the clock on which the workload's requests arrive: begin and duration, int64 (n)
-    each in ns."""
+    each in ns. Who comes or hangs up between the last one and `until_ns` still does."""
 
     start_ns: npt.NDArray[np.int64]
     duration_ns: npt.NDArray[np.int64]
+    until_ns: int = 0
 
 
 JournalSink = Callable[[npt.NDArray[np.int64]], None]
@@ -64,7 +65,8 @@ def simulate(
     `journal_sink` gets the journal in pieces that end between two steps or two arrivals; a piece is valid during the
     call only. `journal_words` is the size of such a piece; it grows where one step needs more. `most_steps` stops a run
     early; `linger_ns` goes on for so long after nothing can move any more, as an engine does. With `recorded` steps
-    begin and end when an engine's did, whatever `step_time` says, and the run ends with the last of them.
+    begin and end when an engine's did, whatever `step_time` says, and the run ends with the last of them. `linger_ns`
+    does not count then.
     Raises ConfigError when the workload's prefix identities cannot name pages of this size, the faults cannot strike
     this pool, or the clock runs over.
     """
@@ -74,7 +76,7 @@ def simulate(
         workload, allocator, scheduler, journal_words if journal_sink is not None else 0, faults=wrong
     )
     demand = demand_of(workload, wrong, recorded)
-    clock = new_clock(None, linger_ns)
+    clock = new_clock(None, linger_ns, 0 if recorded is None else recorded.until_ns)
     model = np.array(
         [times.base_ns, times.prefill_token_ns, times.decode_sequence_ns, times.context_token_ns], np.float64
     )
@@ -141,7 +143,7 @@ def demand_of(workload: Workload, faults: Faults, recorded: RecordedSteps | None
         patience=patience,
         due=np.zeros((2 * n + 2, 2), np.int64),
         errors=errors,
-        steps=np.zeros((0, 2), np.int64) if recorded is None else np.column_stack(recorded).astype(np.int64),
+        steps=np.zeros((0, 2), np.int64) if recorded is None else np.column_stack(recorded[:2]).astype(np.int64),
     )
 
 
@@ -179,6 +181,7 @@ def simulation_state(
     facts[:, at.INTENDED] = workload.output_tokens
     facts[:, at.HASH_FIRST] = workload.hash_offsets[:-1]
     facts[:, at.COVERED] = workload.covered_tokens()
+    facts[:, at.DRAWN_AS] = workload.drawn_as if len(workload.drawn_as) else np.arange(1, len(workload) + 1)
     for class_id, level in config.priorities:
         facts[workload.class_id == class_id, at.PRIORITY] = level
     state.hashes[: len(workload.hashes)] = workload.hashes

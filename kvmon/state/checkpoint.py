@@ -26,7 +26,7 @@ from kvmon.state.faults import Fault, FaultKind
 from kvmon.state.pool import PoolState
 from kvmon.state.said import Claims
 from kvmon.state.stream import StreamState
-from kvmon.state.watch import Watch
+from kvmon.state.watch import NAMING, STARVED, Watch
 
 __all__ = ["CHECKPOINT_VERSION", "dump", "load"]
 
@@ -80,7 +80,7 @@ def dump(state: StreamState) -> bytes:
     return b"".join(parts)
 
 
-def load(data: bytes, *, detail: bool = True, verify: bool = False) -> StreamState:
+def load(data: bytes | memoryview, *, detail: bool = True, verify: bool = False) -> StreamState:
     """The state that was dumped; `detail=False` leaves out what such a state does not fold.
 
     Raises NewerFormatError where the version is not ours, RecordingError where the bytes are no checkpoint or hold
@@ -94,7 +94,7 @@ def load(data: bytes, *, detail: bool = True, verify: bool = False) -> StreamSta
             raise NewerFormatError(
                 f"a checkpoint has version {version}, this kvmon reads {CHECKPOINT_VERSION}: fold from the start"
             )
-        description = json.loads(data[_HEAD.size : _HEAD.size + length])
+        description = json.loads(bytes(data[_HEAD.size : _HEAD.size + length]))
         arrays = _arrays(data, _HEAD.size + length, description["arrays"])
         if version == 1:
             _add_what_is_new(description, arrays)
@@ -105,7 +105,7 @@ def load(data: bytes, *, detail: bool = True, verify: bool = False) -> StreamSta
     return state
 
 
-def _arrays(data: bytes, at: int, described: list[tuple[str, str, list[int]]]) -> dict[str, Array]:
+def _arrays(data: bytes | memoryview, at: int, described: list[tuple[str, str, list[int]]]) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for name, type_, shape in described:
         array = np.frombuffer(data, np.dtype(type_), int(np.prod(shape)), at).reshape(shape)
@@ -145,6 +145,7 @@ def _restore(state: StreamState, description: dict[str, Any], arrays: dict[str, 
         _forget_detail(state)
     if state._requests is not None:  # what led here is not known; windows begin anew
         state._watch = Watch.make(len(state._requests.id))
+        state._watch.used[STARVED] = np.count_nonzero(state._requests.starved[state._requests.id != 0])
     rows = arrays["faults"]
     state._faults.rows[: len(rows)] = rows
     state._extra_faults = [Fault(**{**fault, "kind": FaultKind(fault["kind"])}) for fault in description["faults"]]
@@ -153,6 +154,9 @@ def _restore(state: StreamState, description: dict[str, Any], arrays: dict[str, 
     state._sweeping, state._unbroken = bool(description["sweeping"]), bool(description["unbroken"])
     state.config = dict(description["config"])
     state.pools = {int(number): PoolState(int(number), info, state) for number, info in description["pools"].items()}
+    if state._watch is not None:
+        named = (int(pool.owners.any()) << number for number, pool in state.pools.items())
+        state._watch.used[NAMING] = sum(named)
     state.claims = {int(number): Claims(**claims) for number, claims in description["claims"].items()}
     state.drift = {int(number): drift for number, drift in description["drift"].items()}
     state.errors = [_event_in(row) for row in description["errors"]]

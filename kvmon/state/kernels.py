@@ -5,7 +5,8 @@ at records that change the shape of the state (a pool is attached) or that Pytho
 sweep): the caller handles the record at `misc[AT]` and calls again. Words have been through `frames.scan`, so every
 record is whole.
 
-Compiled twice: with detail, runs and requests (everything), and with None for them (states of units only).
+Compiled as often as it is asked for: with detail, runs and requests (everything), with None for them (states of units
+only), and with everything and a track (a timeline too).
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ from kvmon.state.faults import FaultKind
 from kvmon.state.free_runs import largest_grantable
 from kvmon.state.request_records import arrival, failure, maybe, of_request, restated, wide
 from kvmon.state.requests import computed_tokens, find_row, recount
+from kvmon.state.track import N
+from kvmon.state.track_kernels import (
+    advance,
+    close_buckets,
+    saw_frame,
+    saw_pool,
+    saw_record,
+    saw_refusal,
+    saw_request,
+    saw_units,
+)
 from kvmon.state.units import apply, note
 from kvmon.state.watch import NAMING, OPEN_END, REFUSALS, STARVED, WINDOWS, W
 from kvmon.state.watch_kernels import ends_wait, log_refusal, next_window, saw_hashes, saw_hit, saw_step
@@ -30,6 +42,7 @@ __all__ = ["DONE", "LOG_FULL", "NEEDS_NODES", "NEEDS_ROWS", "TRAP", "fold"]
 
 DONE, TRAP, NEEDS_ROWS, NEEDS_NODES, LOG_FULL = range(5)
 
+_CACHE_INSERT = int(Kind.CACHE_INSERT)
 _STEP, _TICK, _POOL_RESET = int(Kind.STEP), int(Kind.TICK), int(Kind.POOL_RESET)
 _ARRIVED, _HASHES, _ADMITTED = int(Kind.REQUEST_ARRIVED), int(Kind.REQUEST_HASHES), int(Kind.REQUEST_ADMITTED)
 _ASSIGN, _ASSIGN_RUN = int(Kind.ASSIGN), int(Kind.ASSIGN_RUN)
@@ -72,6 +85,7 @@ _CONTEXT, _RUNNING_NOW, _WAITING_NOW, _HEAD_NEED = Misc.CONTEXT, Misc.RUNNING, M
 _H = field_offsets(Kind.CACHE_HIT)
 _H_HIT, _H_LOOKUP = _H["hit_tokens"], _H["lookup_tokens"]
 _OPEN_END, _WINDOWS_USED, _REFUSALS_USED, _STARVED, _NAMING = OPEN_END, WINDOWS, REFUSALS, STARVED, NAMING
+_BUCKET_END = N.END
 _W_LEAST_DEFERRED, _W_LEAST_UNOWNED = W.LEAST_DEFERRED, W.LEAST_UNOWNED
 _W_FINISHED, _W_PREEMPTED, _W_LOST = W.FINISHED, W.PREEMPTED, W.LOST
 _STALE, _STRANGE, _SLOTS_LEFT = Misc.STALE_TABLES, Misc.STRANGE_POOL, Misc.SLOTS_LEFT
@@ -186,6 +200,7 @@ def fold(
     nodes: Any,
     faults: Any,
     watch: Any,
+    track: Any,
 ) -> Any:
     """Apply frames from `misc[FRAME_AT]` on; DONE, or why it stopped at the record at `misc[AT]`."""
     at = misc[_AT]
@@ -197,6 +212,22 @@ def fold(
             if watch.used[_WINDOWS_USED] + misc[_POOLS] > len(watch.windows):
                 return LOG_FULL
             next_window(times[frame], misc, pools, detail, requests, nodes, watch)
+        if track is not None:
+            if times[frame] > track.now[_BUCKET_END]:
+                close_buckets(
+                    times[frame],
+                    np.bool_(False),
+                    misc,
+                    status,
+                    pools,
+                    detail,
+                    runs,
+                    requests,
+                    nodes,
+                    watch,
+                    track,
+                )
+            advance(times[frame], misc[_POOLS], track)
         backwards = misc[_TIME] - times[frame]
         misc[_TIME] = times[frame]
         misc[_FRAME] = numbers[frame]
@@ -221,6 +252,8 @@ def fold(
                     note(faults, misc, np.int64(_OUT_OF_RANGE), first + n - 1, np.int64(-1), np.int64(-1))
                 elif kind > 0:
                     apply(kind, words, units, n, first, pool, misc, status, pools, detail, runs, faults)
+                    if track is not None and kind != _CACHE_INSERT:
+                        saw_units(pool, misc, pools, runs, track)
                 at += size
                 continue
             if op == 30:
@@ -235,17 +268,24 @@ def fold(
             if kind == _STEP:
                 misc[_POOL] = 1
                 _step(words, at, misc, status, pools, detail, requests, nodes, faults, watch)
+                if track is not None:
+                    saw_record(words, at, kind, pool, misc, track)
             elif kind == _TICK:
                 pass
             elif kind == _POOL_RESET:
                 if known:
                     reset(pool, misc, status, pools, detail, runs)
+                    if track is not None:
+                        saw_pool(pool, misc, pools, runs, track)
+                        saw_record(words, at, kind, pool, misc, track)
             elif kind in (_AUDIT_SLICE, _AUDIT_RUN):
                 if known:
                     repeat = kind == _AUDIT_RUN
                     count = min(np.int64(words[at + 2]), pools.capacity[pool]) if repeat else n - 1
                     place, start = at + 3 if repeat else at + 2, np.int64(words[at + 1])
                     audit_slice(words, place, count, start, repeat, pool, misc, status, pools, detail, runs, faults)
+                    if track is not None:
+                        saw_pool(pool, misc, pools, runs, track)
             elif kind in (_OFFLOADED, _ONBOARDED):
                 pass  # traffic between pools: kept in the recording, no part of the state
             elif kind in (_HASHES, _HIT):
@@ -262,20 +302,28 @@ def fold(
                             requests,
                             watch,
                         )
+                        if track is not None:
+                            saw_record(words, at, kind, pool, misc, track)
             elif requests is not None and watch is not None:
                 if watch.used[_REFUSALS_USED] == len(watch.refusals):
                     return LOG_FULL
+                if track is not None and kind in (_FINISHED, _PREEMPTED):
+                    saw_record(words, at, kind, pool, misc, track)
                 if kind in (_ARRIVED, _AUDIT_REQUEST):
                     if misc[_SLOTS_LEFT] == 0:
                         return NEEDS_ROWS
                     if kind == _ARRIVED:
                         arrival(words, at, np.int64(words[at + 1]), misc, requests, faults)
+                        if track is not None:
+                            saw_record(words, at, kind, pool, misc, track)
                     else:
                         restated(words, at, np.int64(words[at + 1]), misc, status, pools, detail, requests, nodes)
                         if watch.used[_STARVED]:
                             ends_wait(words, at, kind, misc, requests, watch)
                 elif kind == _FAILED:
                     if known:
+                        if track is not None:
+                            saw_refusal(words, at, pool, misc, status, pools, detail, requests, nodes, track)
                         log_refusal(words, at, pool, misc, pools, detail, requests, nodes, watch)
                         failure(words, at, pool, misc, pools, requests, faults)
                 elif _FIRST_TOKEN <= kind <= _TRUNCATE or kind in (_PREEMPTED, _MIGRATED, _ADMITTED):
@@ -288,6 +336,8 @@ def fold(
                             words, at, kind, n, pool, misc, status, pools, detail, requests, nodes, faults
                         ):
                             return NEEDS_NODES
+                        if track is not None and kind in (_ASSIGN, _ASSIGN_RUN, _PREEMPTED):
+                            saw_request(np.int64(words[at + 1]), requests, track)
                         if kind in (_ASSIGN, _ASSIGN_RUN):
                             watch.used[_NAMING] |= misc[_NAMES_OWNERS] << pool  # 0 where nobody knows the request
                         elif kind == _FINISHED:
@@ -304,7 +354,9 @@ def fold(
         misc[_POOL] = 1
         frame += 1
         misc[_FRAME_AT] = frame
-        misc[_FRAME_START] = at
+        size, misc[_FRAME_START] = at - misc[_FRAME_START], at
         if runs is not None and watch is not None:
             _mark(pools, runs, misc[_POOLS], misc[_TIME] // 1_000_000_000, watch.open)
+            if track is not None:
+                saw_frame(size, misc, status, pools, detail, runs, requests, nodes, watch, track)
     return DONE

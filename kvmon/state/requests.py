@@ -322,7 +322,8 @@ def slots_of_table(units: Any, end: Any, unit_tokens: Any, computed: Any) -> Any
     fewer units than the sequence has tokens (sliding window), the oldest tokens are not in them.
     """
     slots = units * unit_tokens
-    tail = -computed % unit_tokens
+    last = unit_tokens - 1
+    tail = -computed & last if unit_tokens & last == 0 else -computed % unit_tokens  # a division costs ten times more
     reserved = min(max(end - computed - tail, 0), slots)
     if reserved == slots:
         return 0, 0, slots

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,13 @@ from kvmon.state.kernels import DONE, LOG_FULL, NEEDS_NODES, NEEDS_ROWS, fold
 from kvmon.state.pool import PoolState
 from kvmon.state.requests import computed_tokens, end_of_table, forget_unstated, recount, slots_of_table
 from kvmon.state.said import Claims, Step, Table
-from kvmon.state.watch import OPEN_END, REFUSALS, WINDOWS, W, Watch, note_error
+from kvmon.state.watch import OPEN_END, REFUSALS, STARVED, WINDOWS, W, Watch, note_error
 from kvmon.state.watch_kernels import close_window
 from kvmon.state.whole_pools import audit_slice, clear_pool
+
+if TYPE_CHECKING:
+    from kvmon.state.curves import Curves
+    from kvmon.state.track import Track
 
 __all__ = ["StreamState"]
 
@@ -71,6 +75,8 @@ class StreamState:
         self._requests = Requests.make(_FIRST_ROWS) if detail else None
         self._watch = Watch.make(_FIRST_ROWS) if detail else None
         self._take_logs: LogSink | None = None
+        self._curves: Curves | None = None
+        self._track: Track | None = None
         self._nodes = Nodes.make(_FIRST_NODES) if detail else None
         self._misc[Misc.SLOTS_LEFT] = _FIRST_ROWS
         self._misc[Misc.NODES_LEFT] = _FIRST_NODES
@@ -91,6 +97,16 @@ class StreamState:
     def time_ns(self) -> int:
         """Time of the last folded frame, on the engine's monotonic clock."""
         return int(self._misc[Misc.TIME])
+
+    @property
+    def frame(self) -> int:
+        """Number of the last folded frame, or of the one that is being folded."""
+        return int(self._misc[Misc.FRAME])
+
+    @property
+    def refused(self) -> int:
+        """Refused allocations so far, of a state with detail."""
+        return int(self._misc[Misc.FAILURES])
 
     @property
     def steps(self) -> int:
@@ -193,6 +209,31 @@ class StreamState:
         ]
         return sorted(found + self._extra_faults, key=lambda fault: (fault.frame, fault.word))
 
+    # -- for a timeline --
+
+    def begin_curves(self, curves: Curves, track: Track) -> None:
+        """From now on `track` is filled, and `curves` is told what its kernels do not see. Needs detail."""
+        if self._watch is None:
+            raise RecordingError("a timeline needs requests: this state holds units only")
+        self._curves, self._track = curves, track
+
+    def end_curves(self) -> None:
+        """The timeline is whole."""
+        self._curves = self._track = None
+
+    def everything(self) -> tuple[Any, ...]:
+        """Every array as the kernels of `state.track_kernels` take them."""
+        return (
+            self._misc,
+            self._status,
+            self._pools,
+            self._detail,
+            self._runs,
+            self._requests,
+            self._nodes,
+            self._watch,
+        )
+
     # -- logs for a diagnosis --
 
     def log_to(self, take: LogSink) -> None:
@@ -256,13 +297,23 @@ class StreamState:
             words = words[table.consumed :]
             if len(words) == 0:
                 return True
-        ends = np.array([whole_records(words)], np.int64)
-        frame = np.array([self.next_frame or 0], np.int64)
-        self._fold(words, 0, ends, frame, np.array([self.time_ns], np.int64))
+        self._fold_part(words[: whole_records(words)], self.next_frame or 0, self.time_ns)
         return True
 
-    def gap(self, *, frames: int = 0, damaged: int = 0) -> None:
-        """Something is missing here: nothing that depends on the past is known until a sweep closes."""
+    def apply_part(self, words: npt.NDArray[np.uint32], frame: int, time_ns: int) -> None:
+        """Fold whole records from the begin of a frame whose end is not wanted: no step closes."""
+        self._continue_at(frame, time_ns)
+        self._fold_part(words, frame, time_ns)
+
+    def _fold_part(self, words: Array, frame: int, time_ns: int) -> None:
+        numbers, times = np.array([frame], np.int64), np.array([time_ns], np.int64)
+        self._fold(words, 0, np.array([len(words)], np.int64), numbers, times)
+
+    def gap(self, *, frames: int = 0, damaged: int = 0, records: int = 0) -> None:
+        """Something is missing here: nothing that depends on the past is known until a sweep closes.
+
+        `records` of the frame that is folded, which the probe could not write.
+        """
         self.gaps += 1
         if self._watch is not None:
             self._watch.open[0, W.GAPS] += 1
@@ -271,6 +322,8 @@ class StreamState:
         self.damaged_frames += damaged
         self._misc[Misc.CONVERGED] = 0
         self._sweeping = self._unbroken = False
+        if self._curves is not None:
+            self._curves.lost(frames, records)
 
     def _continue_at(self, frame: int, time_ns: int) -> None:
         expected = self.next_frame
@@ -300,6 +353,7 @@ class StreamState:
                 self._nodes,
                 self._faults,
                 self._watch,
+                self._track,
             )
             if why == DONE:
                 return
@@ -310,6 +364,8 @@ class StreamState:
                 self._requests = grown_requests(self._requests, self._misc)
                 if self._watch is not None:
                     self._watch = self._watch._replace(of_row=grown_rows(self._watch.of_row))
+                if self._track is not None and self._curves is not None:
+                    self._track = self._curves.track = self._track.grown()
             elif why == NEEDS_NODES and self._nodes is not None:
                 self._nodes = grown_nodes(self._nodes, self._misc, int(self._pools.capacity.max()))
             else:
@@ -324,6 +380,8 @@ class StreamState:
             handler = _HANDLERS.get(event.kind)
             if handler is not None:
                 handler(self, event, pool)
+                if self._curves is not None and event.kind in _TOLD:
+                    self._curves.changed(event)
         self._misc[Misc.AT] = at + size
 
     def _engine_config(self, event: Event, pool: int) -> None:
@@ -432,6 +490,9 @@ class StreamState:
                 and self._nodes is not None
             ):
                 forget_unstated(self._status, self._misc, self._pools, self._detail, self._requests, self._nodes)
+                waiting = (self._requests.id != 0) & (self._requests.starved > 0)
+                if self._watch is not None:
+                    self._watch.used[STARVED] = np.count_nonzero(waiting)
             self._sweeping, self._unbroken = False, True
             self._misc[Misc.CONVERGED] = 1
             if self.converged_from is None:
@@ -440,7 +501,7 @@ class StreamState:
     def _gap(self, event: Event, pool: int) -> None:
         self.lost_records += int(event.fields["lost"])
         self._note_here(FaultKind.RECORDS_LOST, pool, value=int(event.fields["lost"]))
-        self.gap()
+        self.gap(records=max(int(event.fields["lost"]), 1))
 
     def _claims(self, event: Event, pool: int) -> None:
         fields = event.fields
@@ -461,6 +522,8 @@ class StreamState:
         if drift:
             self._note_here(FaultKind.CLAIMS_DRIFT, pool, value=drift)
         residual = claims.residual(known.capacity_units)
+        if self._curves is not None:
+            self._curves.claimed(pool, residual, drift)
         self._watch_claims(pool, known, claims, drift, residual)
         if residual:
             self._note_here(FaultKind.RESIDUAL, pool, value=residual)
@@ -524,3 +587,5 @@ _HANDLERS = {
     Kind.ENGINE_ERROR: StreamState._engine_error,
     Kind.DEVICE_SAMPLE: StreamState._device_sample,
 }
+# What a timeline is told of.
+_TOLD = (Kind.POOL_ATTACHED, Kind.POOL_CHANGED, Kind.AUDIT_SWEEP, Kind.ENGINE_ERROR)

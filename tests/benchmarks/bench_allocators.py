@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from kvmon.adapters.described import engine_config, pool_info
 from kvmon.adapters.journal_words import JournalWords
-from kvmon.adapters.reference import engine_config, pool_info
 from kvmon.allocators.config import PagedConfig
 from kvmon.allocators.run_pool import (
     BEST_FIT,

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.allocators import PagedConfig
-from kvmon.cli.record import record_setup
 from kvmon.diagnosis import Diagnosis
 from kvmon.events import Kind, checksum, encode
+from kvmon.replay.simulated import record_setup
 from kvmon.serving.scenarios import find
 from kvmon.serving.scenarios.scenario import Setup
 from kvmon.serving.scenarios.traffic import at_load

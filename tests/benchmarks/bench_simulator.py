@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from kvmon.adapters.described import engine_config, pool_info
 from kvmon.adapters.journal_words import JournalWords
-from kvmon.adapters.reference import engine_config, pool_info
 from kvmon.allocators.config import PagedConfig
 from kvmon.serving import SchedulerConfig, StepTime, Workload
 from kvmon.serving.traces import read_trace

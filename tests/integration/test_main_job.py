@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit, engine_config, pool_info
+from kvmon.adapters.described import engine_config, pool_info
+from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit
 from kvmon.allocators import AllocatorConfig, ContiguousConfig, PagedConfig, page_pool
 from kvmon.allocators.refusal import Reason
 from kvmon.cli.main import run

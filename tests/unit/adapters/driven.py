@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvmon.adapters.described import engine_config, pool_info, second_pool_info
 from kvmon.adapters.journal_words import JournalWords
-from kvmon.adapters.reference import ReferenceAudit, engine_config, pool_info, second_pool_info
+from kvmon.adapters.reference import ReferenceAudit
 from kvmon.allocators import page_pool, run_pool
 from kvmon.allocators.config import AllocatorConfig, ContiguousConfig, PagedConfig
 from kvmon.events import RequestState, decode

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmon.adapters.described import pool_info, second_pool_info
 from kvmon.adapters.journal_words import JournalWords
 from kvmon.adapters.lossy import LossySink
-from kvmon.adapters.reference import pool_info, second_pool_info
 from kvmon.allocators import journal as entries
 from kvmon.allocators.journal import iterate
 from kvmon.capture import CaptureWriter, StreamFacts

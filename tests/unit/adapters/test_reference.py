@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvmon.adapters.described import pool_info, second_pool_info
 from kvmon.adapters.journal_words import JournalWords
-from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit, pool_info, second_pool_info
+from kvmon.adapters.reference import ReferenceAdapter, ReferenceAudit
 from kvmon.allocators.config import PagedConfig
 from kvmon.events import UNIT_KINDS, Event, Kind, decode
 from kvmon.probe import PoolInfo, StreamProbe

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvmon.adapters.described import engine_config, pool_info
 from kvmon.adapters.journal_words import JournalWords
-from kvmon.adapters.reference import engine_config, pool_info
 from kvmon.allocators import PagedConfig
 from kvmon.capture import CaptureWriter, StreamFacts
 from kvmon.cli.main import run

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kvmon.cli.record import record_setup
 from kvmon.diagnosis import Diagnosis
 from kvmon.events import Kind, decode, encode
+from kvmon.replay.simulated import record_setup
 from kvmon.serving.scenarios import find
 from kvmon.state import StreamState, scan
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmon.cli.record import record_setup
 from kvmon.diagnosis import Diagnosis
+from kvmon.replay.simulated import record_setup
 from kvmon.serving.scenarios import SCENARIOS, find
 from kvmon.state import StreamState, scan
 from kvmon.state.watch import WINDOW_NS, R, W

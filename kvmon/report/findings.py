@@ -1,13 +1,12 @@
-"""Findings in words, for `kvmon replay`."""
+"""Findings in words, for every report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from kvmon.diagnosis import Evidence, Finding
+from kvmon.diagnosis import Evidence, Finding
+from kvmon.units import counted, format_bytes, format_clock, format_duration, format_ratio
 
 __all__ = ["finding_lines", "spoken"]
 
@@ -20,8 +19,8 @@ def finding_lines(findings: Sequence[Finding], start_ns: int) -> list[str]:
     lines: list[str] = []
     for number, finding in enumerate(findings, start=1):
         where = f"pool {finding.pool_name}, {finding.confidence}"
-        when = f"{_clock(finding.start_ns - start_ns)} to {_clock(finding.end_ns - start_ns)}"
-        lines += ["", f"{number}. {finding.verdict}  ({where}, {when})"]
+        start, end = (format_clock((time_ns - start_ns) / 1e9) for time_ns in (finding.start_ns, finding.end_ns))
+        lines += ["", f"{number}. {finding.verdict}  ({where}, {start} to {end})"]
         lines += _labelled("what", f"{finding.summary}.")
         lines += _labelled("evidence", "; ".join(spoken(part) for part in finding.evidence))
         if finding.events:
@@ -35,8 +34,6 @@ def finding_lines(findings: Sequence[Finding], start_ns: int) -> list[str]:
 
 def spoken(part: Evidence) -> str:
     """One number with its unit."""
-    from kvmon.units import counted, format_bytes, format_duration, format_ratio
-
     if part.unit == "ratio":
         return f"{part.name} {format_ratio(part.value)}"
     if part.unit == "s":
@@ -51,12 +48,3 @@ def spoken(part: Evidence) -> str:
 def _labelled(label: str, text: str) -> list[str]:
     first = f"   {label:<{_INDENT - 3}}"
     return wrap(text, _WIDTH, initial_indent=first, subsequent_indent=" " * _INDENT)
-
-
-def _clock(ns: int) -> str:
-    """`1:23.4` of minutes and seconds, hours in front where there are some."""
-    tenths = round(max(ns, 0) / 1e8)
-    minutes, tenths = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    head = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-    return f"{head}:{tenths // 10:02d}.{tenths % 10}"
