@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmon.cli.output_file import output_option
 from kvmon.cli.whatif import asked_of, what_if_options
 from kvmon.errors import ConfigError
 
@@ -27,9 +28,13 @@ _DAMAGE_SHOWN = 5
 @click.argument("path", type=click.Path(path_type=Path, readable=False))
 @click.option("--at", metavar="TIME", help="Show the state at this moment: see below.")
 @click.option("--stream", metavar="NAME", help="With --at: this stream only, ENGINE-RANK or ENGINE-RANK#LIFE.")
+@output_option("--html", help="Write the report as one HTML file: curves, map, every refused allocation.")
+@click.option("--force", is_flag=True, help="With --html: replace a file that is there.")
 @what_if_options
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object, findings most important first.")
-def command(path: Path, at: str | None, stream: str | None, json_: bool, **options: Any) -> None:
+def command(
+    path: Path, at: str | None, stream: str | None, html: Path | None, force: bool, json_: bool, **options: Any
+) -> None:
     """Say what went wrong in PATH, a capture file or a recording directory.
 
     The first line is the answer: the verdict that explains most, or healthy. Findings follow with their evidence, the
@@ -47,12 +52,24 @@ def command(path: Path, at: str | None, stream: str | None, json_: bool, **optio
     if at is not None:
         if not asked.of_itself:
             raise ConfigError("--at shows a moment and replays nothing: leave out --what-if, --no-what-if and --sweep")
+        if html is not None:
+            raise ConfigError("--at shows a moment in the terminal: leave out --html")
         from kvmon.cli.replay_at import show
 
         show(path, at, stream, json_)
         return
     if stream is not None:
         raise ConfigError("--stream chooses what --at shows: give --at too")
+    if html is not None:
+        if json_ or not asked.of_itself:
+            raise ConfigError("--html writes the report alone: ask for --json, --what-if and --sweep without it")
+        from kvmon.cli.replay_html import write_report
+
+        if write_report(path, html, force=force):
+            raise click.exceptions.Exit(1)
+        return
+    if force:
+        raise ConfigError("--force is about the file of --html: give --html too")
     from kvmon.cli.streams import read_recordings, read_streams
     from kvmon.cli.whatif import answers
     from kvmon.cli.whatif_output import print_answers

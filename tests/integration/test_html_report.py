@@ -13,6 +13,7 @@ import pytest
 
 from kvmon.capture.layout import ChunkKind
 from kvmon.capture.reader import CaptureReader
+from kvmon.cli.main import run
 from kvmon.replay.timeline import read_timelines
 from kvmon.report.html import render_html
 from kvmon.report.incident_collect import incident_report
@@ -213,3 +214,21 @@ def test_a_damaged_capture_says_what_is_not_known(incident: Path, tmp_path: Path
     assert min(stream["times"]["known"]) == 0
     lost = stream["times"]["known"].index(0)
     assert stream["pools"][0]["charts"][0]["lines"][0]["last"][lost] is None
+
+
+def test_the_command_writes_it_whole_or_not_at_all(
+    incident: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer and exit code of the report; a file that is there stays, unless it is to be replaced."""
+    capture, page = str(incident.parent / "post-incident.kvmon"), tmp_path / "report.html"
+    assert run(["replay", capture, "--html", str(page)]) == 1
+    assert capsys.readouterr().out.startswith("fragmentation: ")
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert run(["replay", capture, "--html", str(page)]) == 3
+    assert "--force" in capsys.readouterr().err
+    assert run(["replay", capture, "--html", str(page), "--force"]) == 1
+    assert run(["replay", capture, "--html", str(tmp_path / "none" / "report.html")]) == 3
+    assert run(["replay", capture, "--html", capture, "--force"]) == 2
+    assert run(["replay", capture, "--html", str(page), "--json"]) == 2
+    assert run(["replay", capture, "--html", str(page), "--at", "worst"]) == 2
+    assert sorted(tmp_path.iterdir()) == [page]
