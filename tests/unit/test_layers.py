@@ -62,6 +62,7 @@ OUTSIDE = {
     "click": {"cli"},
     "rich": {"cli", "report"},
     "bcrypt": {"exporter"},
+    "markdown_it": {"exporter"},
     "yaml": {"exporter", "alerts", "dashboards"},
     "opentelemetry": {"exporter"},
     "grafana_dashboards": {"dashboards"},
@@ -86,6 +87,7 @@ HEAVY = (
     "pynvml",
     "yaml",
     "bcrypt",
+    "markdown_it",
     "opentelemetry",
 )
 

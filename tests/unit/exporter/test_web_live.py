@@ -119,6 +119,7 @@ def test_a_certificate_rotates_with_its_files(files: Files, caplog: pytest.LogCa
             "client_auth_type is gone, which would let anybody in",
         ),
     ],
+    ids=["broken", "TLS goes", "TLS comes", "users gone", "certificates of clients gone"],
 )
 def test_a_version_that_cannot_be_used_leaves_the_one_before(
     files: Files, caplog: pytest.LogCaptureFixture, before: str, after: str, message: str
