@@ -163,6 +163,9 @@ class StreamWriter:
         fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, self._mode)
         try:
             os.fchmod(fd, self._mode)
+            if self._mode & 0o040:  # the directory's group, where that is not the main one of this process
+                with contextlib.suppress(OSError):
+                    os.fchown(fd, -1, self.path.stat().st_gid)
             os.posix_fallocate(fd, 0, self.segment_bytes)
             mapping = mmap.mmap(fd, self.segment_bytes)
             mapping[: len(header)] = header

@@ -129,6 +129,33 @@ def test_space_is_taken_ahead(tmp_path: Path) -> None:
     assert status.st_blocks * 512 >= status.st_size == writer.segment_bytes
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_segments_belong_to_the_group_of_the_directory(tmp_path: Path) -> None:
+    """Not to the main group of the engine, which a sidecar is not in."""
+    engine, shared = 2000, 12345
+    place = tmp_path / "recordings"
+    place.mkdir()
+    os.chown(place, -1, shared)
+    place.chmod(0o2770)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([shared])
+            os.setgid(engine)
+            os.setuid(engine)
+            StreamWriter(place, "toy", group_readable=True).next_segment(0, [0] * TOTAL_SLOTS)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    made = [path.stat() for path in place.rglob("*")]
+    assert len(made) > 2
+    assert {status.st_gid for status in made} == {shared}
+
+
 @pytest.mark.parametrize(("group", "mode", "directory"), [(False, 0o600, 0o700), (True, 0o640, 0o750)])
 def test_modes(tmp_path: Path, group: bool, mode: int, directory: int) -> None:
     """Files are for their owner, or for the group where that is asked, whatever the umask."""
