@@ -40,7 +40,7 @@ check: .venv/.installed ## Check format, lint, types and that generated files ar
 	  || { echo "docs/engines.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
 	@$(BIN)/python -m dashboards.source --check
 
-docs: .venv/.installed ## Write the generated pages anew (six minutes).
+docs: .venv/.installed ## Write the generated pages anew (ten minutes).
 	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	@$(BIN)/python docs/generate.py --scenarios > docs/scenarios.md.new && mv docs/scenarios.md.new docs/scenarios.md
 	@$(BIN)/python docs/generate.py --engines > docs/engines.md.new && mv docs/engines.md.new docs/engines.md
@@ -49,6 +49,11 @@ docs: .venv/.installed ## Write the generated pages anew (six minutes).
 	@mkdir -p docs/verdicts
 	@for name in $$($(BIN)/kvmon explain | cut -d ' ' -f 1); do \
 	  $(BIN)/python docs/generate.py --verdict $$name > docs/verdicts/$$name.md; done
+	@for name in $$($(BIN)/python docs/lessons.py --list); do for what in page:md picture:svg; do \
+	  $(BIN)/python docs/lessons.py --$${what%:*} $$name > docs/lessons/new && mv docs/lessons/new docs/lessons/$$name.$${what#*:}; \
+	  done; done; $(BIN)/python docs/lessons.py --index > docs/lessons/README.md
+	@$(BIN)/kvmon alerts -o alerts --force > /dev/null
+	@$(BIN)/kvmon alerts -o deploy/kubernetes/monitoring --format prometheusrule --force > /dev/null
 	@$(BIN)/python docs/generate.py --confusion > docs/confusion.new && mv docs/confusion.new docs/verdicts/README.md
 
 bench: .venv/.installed .venv/.peers ## Run the benchmarks and print their table (ARGS="probe fold" for some of them).
