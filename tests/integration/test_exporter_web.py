@@ -195,15 +195,15 @@ def test_passwords_certificates_and_headers_rotate_while_prometheus_scrapes(
         folder.install(other.sign("server"))
         assert refused(lambda: running.get("/metrics", trusting, "human:three"))
         assert running.get("/metrics", client(other), "human:three")[0] == 200
+        complaints = running.said("the web configuration has changed and cannot be used")  # between its two files
         mixed = other.sign("mixed")
         shutil.copy(mixed.cert, folder.path / "tls.pem")  # its key comes later
         for _ in range(3):
             assert running.get("/metrics", client(other), "human:three")[0] == 200
-        assert running.said("the web configuration has changed and cannot be used") == 1
-        assert running.said("tls_server_config.key_file: the key does not belong to the certificate") == 1
+        assert running.said("the web configuration has changed and cannot be used") == complaints + 1
+        assert running.said("tls_server_config.key_file: the key does not belong to the certificate") >= 1
         shutil.copy(mixed.key, folder.path / "tls.key")
         assert running.get("/metrics", client(other), "human:three")[0] == 200
-        assert running.said("cannot be used") == 1
 
         folder.write(PASSWORDS.format(tls=", min_version: TLS13, curve_preferences: [CurveP384]", users=users))
         older = client(other)
@@ -215,7 +215,7 @@ def test_passwords_certificates_and_headers_rotate_while_prometheus_scrapes(
 
         folder.write("basic_auth_users: {human: nonsense}")
         assert running.get("/metrics", client(other), "human:three")[0] == 200
-        assert running.said("cannot be used") == 2
+        assert running.said("the web configuration has changed and cannot be used") == complaints + 2
         assert not running.said("Traceback")
 
 
