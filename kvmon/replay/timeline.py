@@ -82,7 +82,8 @@ def read_timeline(
     whole = life.first_ns is None or begin < life.first_ns
     state, pieces = life.begin(None if whole else begin, end)
     told = StreamDiagnosis(life.facts, state, damage=list(life.damage))
-    refused = 0 if whole else life.begin()[0].refused  # what a capture's first checkpoint has had is not in it
+    first = state if whole else life.begin()[0]
+    refused = first.refused  # those before a capture that begins with a checkpoint are not in it
     pieces = _folded_until(begin, told, pieces, progress)
     state.drain()
     failures = MarkedFailures(told, edges, state.refused - refused)

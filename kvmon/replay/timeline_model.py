@@ -70,9 +70,9 @@ POOL_CURVES = {
 }
 """Curves of a pool and their units. `active` to `free` sum to `capacity`; `available` = free and cached; `lost_at_head`
 = lost(s) for s = the need at the head of the queue, of the first pool, while somebody waits there for memory;
-`largest_after_eviction`, `written` to `reserved` and `page_utilization` are looked at after each frame, in a pool of
-many units only as often as that costs no more than the fold itself, and at the end of each bucket. A curve that the
-recording's fidelity or the pool's layout cannot know is NaN throughout."""
+`largest_after_eviction`, `written` to `reserved` and `page_utilization` are looked at after each frame (in a pool of
+many units, or of several groups, only as often as that costs no more than the fold itself) and at the end of each
+bucket. A curve that the recording's fidelity or the pool's layout cannot know is NaN throughout."""
 
 STREAM_CURVES = {
     "running": "requests",

@@ -16,6 +16,7 @@ from kvmon.events import Event, Kind
 from kvmon.state.arrays import Ints, Tally
 from kvmon.state.track import MARKS_A_BUCKET, C, N, P, S, Track
 from kvmon.state.track_kernels import close_buckets, saw_pools
+from kvmon.state.track_look import look
 
 if TYPE_CHECKING:
     from kvmon.state.stream import StreamState
@@ -66,8 +67,7 @@ class Curves:
         """What the kernels keep."""
         state.begin_curves(self, track)
         if state.converged:
-            self._list_requests()
-            self.changed()
+            self._begin_known()
         elif state.next_frame is None:  # nothing was before the first frame, which is right behind the edge
             track.now[[N.FROM, N.UPTO, N.BEFORE]] = edges[0] + 1
         if not state.converged:
@@ -136,6 +136,20 @@ class Curves:
                 self.ranges[-1].end_ns = int(self.edges[-1])
 
     # -- inside --
+
+    def _begin_known(self) -> None:
+        """The past is known: what holds holds from the first edge on."""
+        track, step = self.track, self._state.last_step
+        self._list_requests()
+        self.changed()
+        arrays = (*self._state.everything(), track)
+        look(True, *arrays)
+        held = {S.KNOWN: 1, S.SEEN: 1}
+        if step is not None:
+            held |= {S.RUNNING: step.running, S.WAITING: step.waiting, S.NEED: step.head_need or 0}
+        for column, value in held.items():
+            for array in (track.value, track.least, track.most):
+                array[0, column] = value
 
     def _list_requests(self) -> None:
         """All live requests are to be looked at."""

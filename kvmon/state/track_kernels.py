@@ -1,11 +1,8 @@
-"""The kernels that fill `state.track` while the fold reads: extremes after each record, the rest after each frame.
+"""The kernels that fill `state.track` while the fold reads: extremes after each record, what holds after each frame,
+everything about a bucket at its end.
 
-Numbers that no event keeps up to date (token slots, the largest block after eviction) are looked at. A look costs a
-visit to every unit or node, so in a large pool it is taken only when the frames since the last one cost as much, and at
-the end of each bucket.
-
-Invariant: a kernel here reads the state of the fold and changes nothing of it, but that it may count block tables anew
-as every reader of them does.
+Invariant: a kernel here reads the state of the fold and changes nothing of it, but that block tables may be counted
+anew as every reader of them does.
 """
 
 from __future__ import annotations
@@ -14,20 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from kvmon.events import FailureOutcome, Kind, RequestState, field_offsets
+from kvmon.events import FailureOutcome, Kind, field_offsets
 from kvmon.jit import inlined, inner, kernel
-from kvmon.state.arrays import ACTIVE, CACHED, FREE, UNOWNED, Misc, Tally
-from kvmon.state.free_runs import (
-    CACHED_FLAG,
-    DEFERRED_FLAG,
-    PINNED_FLAG,
-    REFERENCES,
-    buddy_order,
-    largest_grantable,
-)
-from kvmon.state.requests import computed_tokens, end_of_table, find_row, recount, slots_of_table, units_of_group
-from kvmon.state.track import CELL_STATES, MARKS_A_BUCKET, C, M, N, P, S
-from kvmon.state.watch import NAMING, STARVED
+from kvmon.state.arrays import CACHED, FREE, Misc, Tally
+from kvmon.state.free_runs import largest_grantable
+from kvmon.state.requests import find_row
+from kvmon.state.track import MARKS_A_BUCKET, C, M, N, P, S
+from kvmon.state.track_look import earn, look, put
+from kvmon.state.track_map import draw
 
 __all__ = [
     "advance",
@@ -41,11 +32,6 @@ __all__ = [
     "saw_units",
 ]
 
-_VISITS_A_WORD = 4  # a word of a frame costs the fold about as much as so many visits of a look
-_MOST_CREDIT = 1 << 30
-_FREELY = 1024  # visits that are never too many
-
-_WAS_PREEMPTED = int(RequestState.PREEMPTED)
 _K_ARRIVED, _K_FINISHED, _K_PREEMPTED = int(Kind.REQUEST_ARRIVED), int(Kind.REQUEST_FINISHED), int(Kind.PREEMPTED)
 _K_HIT, _K_RESET, _K_STEP = int(Kind.CACHE_HIT), int(Kind.POOL_RESET), int(Kind.STEP)
 _LOST_TOKENS = field_offsets(Kind.PREEMPTED)["lost_tokens"]
@@ -53,54 +39,24 @@ _HIT_AT, _LOOKUP_AT = (field_offsets(Kind.CACHE_HIT)[name] for name in ("hit_tok
 _OUTCOME_AT = field_offsets(Kind.ALLOC_FAILED)["outcome"]
 _SENT_AWAY, _ABORTED = int(FailureOutcome.REFUSED), int(FailureOutcome.ABORTED)
 
-_TIME, _FRAME, _CONVERGED, _STEPS, _POOLS = Misc.TIME, Misc.FRAME, Misc.CONVERGED, Misc.STEPS, Misc.POOLS
+_TIME, _FRAME, _CONVERGED, _POOLS = Misc.TIME, Misc.FRAME, Misc.CONVERGED, Misc.POOLS
 _RUNNING_NOW, _WAITING_NOW, _HEAD_NEED = Misc.RUNNING, Misc.WAITING, Misc.HEAD_NEED
 _STEP_NS, _PREFILL_NOW, _DECODE_NOW = Misc.STEP_NS, Misc.PREFILL, Misc.DECODE
-_STALE, _NODES_LEFT = Misc.STALE_TABLES, Misc.NODES_LEFT
-_NAMING, _STARVED_NOW = NAMING, STARVED
 _TALLIES = (Tally.ALLOCATED, Tally.RELEASED, Tally.EVICTED)
 _T_ALLOCATED, _T_RELEASED, _T_EVICTED = _TALLIES
 
-_BUCKET, _END, _UPTO, _BEFORE, _CREDIT, _DIRTY, _LOST, _PAIN, _WORST = range(N.WORST + 1)
-_MARKS, _MARKED_PREEMPTED, _MARKED_RESETS, _REFUSED, _FROM, _ROWS = (
-    N.MARKS,
-    N.PREEMPTED,
-    N.RESETS,
-    N.REFUSED,
-    N.FROM,
-    N.ROWS,
-)
+_BUCKET, _END, _UPTO, _BEFORE, _DIRTY = N.BUCKET, N.END, N.UPTO, N.BEFORE, N.DIRTY
+_LOST, _PAIN, _WORST, _MARKS, _REFUSED, _FROM, _ROWS = N.LOST, N.PAIN, N.WORST, N.MARKS, N.REFUSED, N.FROM, N.ROWS
+_MARKED_PREEMPTED, _MARKED_RESETS = N.PREEMPTED, N.RESETS
 _STATES = P.FREE + 1
 _AVAILABLE, _LARGEST, _RUNS, _EXTERNAL = P.AVAILABLE, P.LARGEST, P.RUNS, P.EXTERNAL
-_AFTER, _UNOWNED, _WRITTEN, _TAIL, _RESERVED, _UTILIZATION, _LOST_AT_HEAD = (
-    P.AFTER,
-    P.UNOWNED,
-    P.WRITTEN,
-    P.TAIL,
-    P.RESERVED,
-    P.UTILIZATION,
-    P.LOST,
-)
-_CAPACITY = P.CAPACITY
-_S_RUNNING, _S_WAITING, _S_NEED, _S_PREEMPTED, _S_STARVED, _S_KNOWN, _S_SEEN, _S_STEP = range(S.STEP + 1)
+_AFTER, _CAPACITY = P.AFTER, P.CAPACITY
+_S_RUNNING, _S_WAITING, _S_NEED, _S_STARVED = S.RUNNING, S.WAITING, S.NEED, S.STARVED
+_S_KNOWN, _S_SEEN, _S_STEP = S.KNOWN, S.SEEN, S.STEP
 _C_STEPS, _C_PREFILL, _C_DECODE, _C_ARRIVED, _C_FINISHED, _C_PREEMPTIONS, _C_RECOMPUTED, _C_LOOKUP, _C_HIT = range(9)
 _COUNTS = C.WIDTH
 _C_ALLOCATED, _C_RELEASED, _C_EVICTED = C.ALLOCATED, C.RELEASED, C.EVICTED
 _M_PREEMPTED, _M_RESET = M.PREEMPTED, M.RESET
-_IN_FREE, _IN_ACTIVE, _IN_RESERVED, _IN_CACHED, _IN_PINNED, _IN_DEFERRED = range(6)
-_CELL_STATES = len(CELL_STATES)
-_REFS, _DEFERRED_FLAG = np.uint32(REFERENCES), np.uint32(DEFERRED_FLAG)
-_NOT_FREE, _KEPT = np.uint32(REFERENCES | DEFERRED_FLAG | CACHED_FLAG), np.uint32(CACHED_FLAG | PINNED_FLAG)
-_NOT_CACHED = np.uint32(0xFFFFFFFF ^ CACHED_FLAG)
-
-
-@inner
-def _put(row: Any, column: Any, value: Any, values: Any, least: Any, most: Any) -> None:
-    """From now on this holds; NaN is nothing."""
-    values[row, column] = value
-    if value == value:
-        least[row, column] = min(least[row, column], value)
-        most[row, column] = max(most[row, column], value)
 
 
 @inlined
@@ -133,7 +89,7 @@ def saw_pools(misc: Any, pools: Any, runs: Any, track: Any) -> None:
     """The shape of a pool, or what is known, has changed: what there is counts from here on."""
     for pool in range(1, misc[_POOLS] + 1):
         if misc[_CONVERGED]:
-            _put(pool, _CAPACITY, np.float64(pools.capacity[pool]), track.value, track.least, track.most)
+            put(pool, _CAPACITY, np.float64(pools.capacity[pool]), track.value, track.least, track.most)
         saw_units(pool, misc, pools, runs, track)
 
 
@@ -167,11 +123,11 @@ def saw_record(words: Any, at: Any, kind: Any, pool: Any, misc: Any, track: Any)
         counts[0, _C_STEPS] += 1
         counts[0, _C_PREFILL] += misc[_PREFILL_NOW]
         counts[0, _C_DECODE] += misc[_DECODE_NOW]
-        _put(0, _S_RUNNING, np.float64(misc[_RUNNING_NOW]), track.value, track.least, track.most)
-        _put(0, _S_WAITING, np.float64(misc[_WAITING_NOW]), track.value, track.least, track.most)
-        _put(0, _S_NEED, np.float64(misc[_HEAD_NEED]), track.value, track.least, track.most)
+        put(0, _S_RUNNING, np.float64(misc[_RUNNING_NOW]), track.value, track.least, track.most)
+        put(0, _S_WAITING, np.float64(misc[_WAITING_NOW]), track.value, track.least, track.most)
+        put(0, _S_NEED, np.float64(misc[_HEAD_NEED]), track.value, track.least, track.most)
         took = np.float64(misc[_STEP_NS])
-        _put(0, _S_STEP, took, track.value, track.least, track.most)
+        put(0, _S_STEP, took, track.value, track.least, track.most)
         track.area[0, _S_STEP] += took
         track.span[0, _S_STEP] += 1.0
     elif kind == _K_ARRIVED:
@@ -217,189 +173,6 @@ def advance(time: Any, pools: Any, track: Any) -> None:
 
 
 @inner
-def _largest_after_eviction(pool: Any, status: Any, pools: Any, runs: Any) -> Any:
-    """The largest block that could be granted if every evictable unit were free: a visit to each unit."""
-    base, cap, buddy = pools.base[pool], pools.capacity[pool], runs.buddy[pool]
-    best, length = np.int64(0), np.int64(0)
-    for u in range(1, cap + 2):
-        if u <= cap and status[base + u] & _NOT_CACHED == 0:
-            length += 1
-        elif length:
-            if length > best:
-                best = max(best, 1 << buddy_order(u - 1 - length, length) if buddy else length)
-            length = 0
-    return best
-
-
-@inner
-def _placements(size: Any, pool: Any, status: Any, pools: Any, runs: Any) -> Any:
-    """How many blocks of `size` fit into the free runs, in a buddy pool at multiples of it."""
-    base, cap, found = pools.base[pool], pools.capacity[pool], np.int64(0)
-    if not runs.buddy[pool]:
-        for length in range(size, runs.longest[pool] + 1):
-            found += length // size * runs.of_length[base + length]
-        return found
-    u = np.int64(1)
-    while u <= cap:
-        if status[base + u]:
-            u += 1
-        else:
-            length = np.int64(runs.length[base + u])
-            found += max((u - 1 + length) // size - (u - 1 + size - 1) // size, 0)
-            u += length
-    return found
-
-
-@inner
-def _lost_at_head(need: Any, forced: Any, status: Any, pools: Any, runs: Any, track: Any) -> None:
-    """lost(s) of the first pool for what the head of the queue waits for (see `fragmentation.lost_share`)."""
-    free, size = pools.counts[1, FREE], need
-    if runs.buddy[1]:
-        size = np.int64(1)
-        while size < need:
-            size <<= 1
-    if free < size:
-        _put(1, _LOST_AT_HEAD, np.nan, track.value, track.least, track.most)
-    elif largest_grantable(runs, np.int64(1)) < size:
-        _put(1, _LOST_AT_HEAD, 1.0, track.value, track.least, track.most)
-    else:
-        cost = pools.capacity[1] if runs.buddy[1] else runs.longest[1] - size
-        if _may_look(cost, track) or forced:
-            placed = _placements(size, np.int64(1), status, pools, runs)
-            _put(1, _LOST_AT_HEAD, 1.0 - placed / (free // size), track.value, track.least, track.most)
-
-
-@inlined
-def _may_look(cost: Any, track: Any) -> Any:
-    """Whether a look that visits so many units or nodes is paid for; then it is paid."""
-    if cost <= _FREELY:
-        return True
-    if track.now[_CREDIT] < cost:
-        return False
-    track.now[_CREDIT] -= cost
-    return True
-
-
-@inner
-def _slots_of_groups(
-    row: Any, pool: Any, computed: Any, pools: Any, detail: Any, requests: Any, nodes: Any, out: Any
-) -> None:
-    """Add the tail and the reserved slots of one request in one pool to `out`, as a survey does; of any pool."""
-    end = end_of_table(row, pool, pools, detail, requests, nodes)
-    tokens = pools.unit_tokens[pool]
-    for group in range(pools.groups[pool]):
-        units = np.int64(requests.units[row, pool])
-        if pools.groups[pool] > 1:
-            units = units_of_group(row, pool, np.int64(group), detail, requests, nodes)
-            if not pools.windowed[pool]:
-                end = units * tokens
-        _, tail, reserved = slots_of_table(units, end, tokens, computed)
-        out[0] += tail
-        out[1] += reserved
-
-
-@inner
-def _look_at_requests(forced: Any, misc: Any, pools: Any, detail: Any, requests: Any, nodes: Any, track: Any) -> None:
-    """Requests by state, and the token slots of every pool where the block tables are known."""
-    count, sums = misc[_POOLS], track.slots
-    cost = np.int64(0)
-    taken = len(nodes.unit) - misc[_NODES_LEFT]
-    if misc[_STALE]:
-        cost += taken
-    for pool in range(1, count + 1):
-        sums[pool, 0] = 0
-        sums[pool, 1] = 0
-        if pools.groups[pool] > 1:
-            cost += 2 * taken * pools.groups[pool]
-    slots = _may_look(cost, track) or forced
-    if slots and misc[_STALE]:
-        recount(misc, detail, requests, nodes)
-    preempted, kept = np.int64(0), np.int64(0)
-    for place in range(track.now[_ROWS]):
-        row = track.rows[place]
-        lost = requests.id[row] != 0 and requests.state[row] == _WAS_PREEMPTED
-        preempted += lost
-        holds = False
-        computed = computed_tokens(requests, row, misc[_STEPS])
-        for pool in range(1, count + 1):
-            units = np.int64(requests.units[row, pool]) if requests.id[row] else 0
-            if units == 0:
-                continue
-            holds = True
-            if not slots:
-                continue
-            if pools.groups[pool] > 1 or pools.windowed[pool]:
-                _slots_of_groups(row, np.int64(pool), computed, pools, detail, requests, nodes, sums[pool])
-            else:
-                tokens = pools.unit_tokens[pool]
-                _, tail, reserved = slots_of_table(units, units * tokens, tokens, computed)
-                sums[pool, 0] += tail
-                sums[pool, 1] += reserved
-        if lost or holds:
-            track.rows[kept] = row
-            kept += 1
-        else:
-            track.listed[row] = 0
-    track.now[_ROWS] = kept
-    _put(0, _S_PREEMPTED, np.float64(preempted), track.value, track.least, track.most)
-    if slots:
-        for pool in range(1, count + 1):
-            total = pools.counts[pool, ACTIVE] * pools.unit_tokens[pool]
-            tail, reserved = sums[pool, 0], sums[pool, 1]
-            written = max(total - tail - reserved, 0)
-            _put(pool, _WRITTEN, np.float64(written), track.value, track.least, track.most)
-            _put(pool, _TAIL, np.float64(tail), track.value, track.least, track.most)
-            _put(pool, _RESERVED, np.float64(reserved), track.value, track.least, track.most)
-            every = written + tail + reserved
-            _put(pool, _UTILIZATION, written / every if every > 0 else np.nan, track.value, track.least, track.most)
-
-
-@inner
-def _look(
-    forced: Any,
-    misc: Any,
-    status: Any,
-    pools: Any,
-    detail: Any,
-    runs: Any,
-    requests: Any,
-    nodes: Any,
-    watch: Any,
-    track: Any,
-) -> None:
-    """What holds now, while the past is known; `forced` whatever it costs."""
-    counts = pools.counts
-    for pool in range(1, misc[_POOLS] + 1):
-        for column in range(_STATES):
-            track.value[pool, column] = counts[pool, column]
-        track.value[pool, _AVAILABLE] = counts[pool, FREE] + counts[pool, CACHED]
-        if pools.runs[pool]:
-            largest, free = largest_grantable(runs, np.int64(pool)), counts[pool, FREE]
-            track.value[pool, _LARGEST] = largest
-            track.value[pool, _RUNS] = runs.count[pool]
-            track.value[pool, _EXTERNAL] = 1.0 - runs.longest[pool] / free if free > 0 else np.nan
-            if counts[pool, CACHED] == 0:
-                _put(pool, _AFTER, np.float64(largest), track.value, track.least, track.most)
-            elif _may_look(pools.capacity[pool], track) or forced:
-                _put(
-                    pool,
-                    _AFTER,
-                    np.float64(_largest_after_eviction(pool, status, pools, runs)),
-                    track.value,
-                    track.least,
-                    track.most,
-                )
-        if watch.used[_NAMING] >> pool & 1:
-            _put(pool, _UNOWNED, np.float64(counts[pool, UNOWNED]), track.value, track.least, track.most)
-    _look_at_requests(forced, misc, pools, detail, requests, nodes, track)
-    _put(0, _S_STARVED, np.float64(watch.used[_STARVED_NOW]), track.value, track.least, track.most)
-    if misc[_HEAD_NEED] > 0 and pools.runs[1]:
-        _lost_at_head(misc[_HEAD_NEED], forced, status, pools, runs, track)
-    else:
-        track.value[1, _LOST_AT_HEAD] = np.nan
-
-
-@inner
 def saw_frame(
     words: Any,
     misc: Any,
@@ -416,13 +189,13 @@ def saw_frame(
     now = track.now
     now[_BEFORE] = misc[_TIME]
     now[_DIRTY] = 1
-    now[_CREDIT] = min(now[_CREDIT] + words * _VISITS_A_WORD, _MOST_CREDIT)
+    earn(words, track)
     track.value[0, _S_SEEN] = 1.0
     if misc[_CONVERGED] == 0:
         now[_LOST] = 0
         return
     track.value[0, _S_KNOWN] = 1.0
-    _look(np.bool_(False), misc, status, pools, detail, runs, requests, nodes, watch, track)
+    look(np.bool_(False), misc, status, pools, detail, runs, requests, nodes, watch, track)
     pain = np.int64(track.value[0, _S_STARVED]) + now[_LOST]
     now[_LOST] = 0
     if misc[_POOLS] == 0 or pain < now[_PAIN]:
@@ -434,92 +207,6 @@ def saw_frame(
         now[_PAIN] = pain
         now[_WORST] = misc[_TIME]
         track.worst_share[0] = share
-
-
-@inner
-def _reserved_cells(
-    pool: Any, cells: Any, misc: Any, pools: Any, detail: Any, requests: Any, nodes: Any, track: Any
-) -> None:
-    """Count the units behind the written ones of each block table as reserved, no more as active."""
-    base, cap, tokens, groups = pools.base[pool], pools.capacity[pool], pools.unit_tokens[pool], pools.groups[pool]
-    scratch = track.scratch
-    for place in range(track.now[_ROWS]):
-        row = track.rows[place]
-        if requests.id[row] == 0 or requests.units[row, pool] == 0:
-            continue
-        computed = computed_tokens(requests, row, misc[_STEPS])
-        end = end_of_table(np.int64(row), pool, pools, detail, requests, nodes)
-        for group in range(groups):
-            units = np.int64(requests.units[row, pool])
-            if groups > 1:
-                units = units_of_group(np.int64(row), pool, np.int64(group), detail, requests, nodes)
-                if not pools.windowed[pool]:
-                    end = units * tokens
-            _, _, reserved = slots_of_table(units, end, tokens, computed)
-            left = reserved // tokens
-            node = np.int64(requests.head[row])
-            while node >= 0 and left > 0:  # the last units of a table are its first nodes
-                unit = nodes.unit[node]
-                here = nodes.pool[node] == pool and (groups == 1 or nodes.group[node] == group)
-                if here and nodes.generation[node] == detail.generation[unit]:
-                    left -= 1
-                    cell = ((unit - base) * cells - 1) // cap
-                    if scratch[cell, _IN_ACTIVE] > 0:
-                        scratch[cell, _IN_ACTIVE] -= 1
-                        scratch[cell, _IN_RESERVED] += 1
-                node = np.int64(nodes.next[node])
-
-
-@inner
-def _draw(
-    pool: Any,
-    column: Any,
-    time: Any,
-    refused: Any,
-    misc: Any,
-    status: Any,
-    pools: Any,
-    detail: Any,
-    requests: Any,
-    nodes: Any,
-    track: Any,
-) -> None:
-    """What lies where in `pool` now, into a column of its map."""
-    if misc[_STALE]:
-        recount(misc, detail, requests, nodes)
-    base, cap = pools.base[pool], pools.capacity[pool]
-    cells, scratch = min(track.cells.shape[2], cap), track.scratch
-    for cell in range(cells):
-        first, behind = cell * cap // cells, (cell + 1) * cap // cells
-        free, active, deferred, pinned = 0, 0, 0, 0
-        for u in range(base + 1 + first, base + 1 + behind):  # what `state_of` says, without branches
-            word = status[u]
-            held, later = (word & _REFS) != 0, (word & _DEFERRED_FLAG) != 0
-            free += (word & _NOT_FREE) == 0
-            active += held
-            deferred += later & (not held)
-            pinned += ((word & _KEPT) == _KEPT) & (not held) & (not later)
-        scratch[cell, _IN_FREE] = free
-        scratch[cell, _IN_ACTIVE] = active
-        scratch[cell, _IN_RESERVED] = 0
-        scratch[cell, _IN_CACHED] = behind - first - free - active - deferred - pinned
-        scratch[cell, _IN_PINNED] = pinned
-        scratch[cell, _IN_DEFERRED] = deferred
-    _reserved_cells(pool, cells, misc, pools, detail, requests, nodes, track)
-    for cell in range(cells):
-        first, behind = cell * cap // cells, (cell + 1) * cap // cells
-        most = _IN_FREE
-        for state in range(_IN_ACTIVE, _CELL_STATES):
-            if scratch[cell, state] > (scratch[cell, most] if most != _IN_FREE else 0):
-                most = state
-        used = behind - first - scratch[cell, _IN_FREE]
-        track.cells[pool, column, cell, 0] = most
-        # a share that is neither 0 nor 1 is drawn as neither
-        filled = used * 255 // (behind - first)
-        track.cells[pool, column, cell, 1] = max(filled, 1) if used > 0 else 0
-    track.taken[pool, column, 0] = time
-    track.taken[pool, column, 1] = refused
-    track.taken[pool, column, 2] = cap
 
 
 @inlined
@@ -547,7 +234,7 @@ def saw_refusal(
     if misc[_CONVERGED] and not track.now[_REFUSED] >> pool & 1:
         track.now[_REFUSED] |= np.int64(1) << pool
         column = _column_of(track.now[_BUCKET], track)
-        _draw(pool, column, misc[_TIME], np.int64(1), misc, status, pools, detail, requests, nodes, track)
+        draw(pool, column, misc[_TIME], np.int64(1), misc, status, pools, detail, requests, nodes, track)
 
 
 @inner
@@ -576,7 +263,7 @@ def _close_bucket(
     now, count = track.now, misc[_POOLS]
     bucket = now[_BUCKET]
     if now[_DIRTY] and misc[_CONVERGED]:
-        _look(np.bool_(True), misc, status, pools, detail, runs, requests, nodes, watch, track)
+        look(np.bool_(True), misc, status, pools, detail, runs, requests, nodes, watch, track)
     now[_DIRTY] = 0
     advance(end, count, track)
     width = np.float64(track.edges[bucket + 1] - max(track.edges[bucket], now[_FROM]))
@@ -608,7 +295,7 @@ def _close_bucket(
             for pool in range(1, count + 1):
                 if not now[_REFUSED] >> pool & 1:
                     column = _column_of(bucket, track)
-                    _draw(pool, column, end, np.int64(0), misc, status, pools, detail, requests, nodes, track)
+                    draw(pool, column, end, np.int64(0), misc, status, pools, detail, requests, nodes, track)
         now[_REFUSED] = 0
     if bucket + 1 < buckets:
         now[_BUCKET] = bucket + 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any
 
-from kvmon.events import Event, decode
+from kvmon.events import Event, RequestState, decode
 from tests.naive.replayed import ReplayedEngine
 
 
@@ -77,6 +77,42 @@ class NaiveTimeline(ReplayedEngine):
             self.worst = (pain, share, time_ns)
 
     # -- what is heard --
+
+    def on_evict(self, number: int, units: Iterable[int], fields: dict[str, Any]) -> None:
+        """Real engines also forget the content of pages that somebody holds."""
+        pool = self.pools[number]
+        pool.evictions += sum(1 for _ in units)
+        pool.cached.difference_update(units)
+        pool.pinned.difference_update(units)
+
+    def on_audit_request(self, number: int, units: Iterable[int], fields: dict[str, Any]) -> None:
+        """A live request is said once more; its tables follow."""
+        request, state = fields["request"], fields["state"]
+        self._let_go(request)
+        self.live.add(request)
+        self.computed[request] = fields["computed"]
+        self.said.add(request)
+        if fields["decoding"]:
+            self.decoding.add(request)
+        if fields["reserved"]:
+            self.reserved[request] = fields["reserved"]
+        if state == RequestState.RUNNING:
+            self.running.add(request)
+        if state == RequestState.PREEMPTED:
+            self.was_preempted.add(request)
+
+    def on_truncate(self, number: int, units: Iterable[int], fields: dict[str, Any]) -> None:
+        """A table loses its end."""
+        self.computed[fields["request"]] = fields["tokens"]
+        self.said.add(fields["request"])
+        for (request, pool, _), table in self.tables.items():
+            if (request, pool) == (fields["request"], number):
+                table[:] = [unit for unit in table if unit not in set(units)]
+
+    def on_offloaded(self, number: int, units: Iterable[int], fields: dict[str, Any]) -> None:
+        """Traffic between pools is no part of the state."""
+
+    on_onboarded = on_offloaded
 
     def _note(self, event: Event) -> None:
         kind, fields = event.kind.name, event.fields
@@ -203,6 +239,7 @@ class NaiveTimeline(ReplayedEngine):
                     for (owner, other, _), table in self.tables.items()
                     if owner == request and (other == number or not self.facts[other].windowed)
                 ]
+            ends.append(-(-self.computed[request] // tokens))  # what is computed is there, or was and the window moved
             for place, unit in enumerate(units, max(ends) - len(units)):
                 here = min(max(self.computed[request] - place * tokens, 0), tokens)
                 filled[unit] = max(filled.get(unit, 0), here)
