@@ -74,7 +74,8 @@ def test_on_its_own_steps_the_engine_is_replayed_exactly(setup: Setup, real_time
     calibration = calibrate(recorded(setup, tmp_path / "engine", real_time=real_time))
     assert (calibration.quality, calibration.different_steps, calibration.reasons) == ("exact", 0, ())
     assert calibration.replayed == calibration.recorded
-    assert calibration.recorded.refused_allocations + calibration.recorded.hung_up > 3
+    if not real_time:  # a fast machine has served everybody before memory is short
+        assert calibration.recorded.refused_allocations + calibration.recorded.hung_up > 3
 
 
 def test_turns_of_a_conversation_hit_what_was_generated_in_a_replay_too(tmp_path: Path) -> None:
