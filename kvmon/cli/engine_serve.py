@@ -63,8 +63,6 @@ def command(host: str, port: int, overload: str, max_waiting: int | None, **engi
     logging.basicConfig(level=logging.WARNING, format="kvmon: %(message)s")
     # What goes wrong in a request is logged by the application, in a line; uvicorn adds tracebacks and its own words.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    # A client that hung up is no fault; asyncio warns of every word that was still on its way to it.
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
     bridge = Bridge(engine_builder(build_engine, service, options, engine["threads"]), failed=lambda: server.stop())
     server = HttpServer(
         create_app(service, bridge, max_waiting=most),

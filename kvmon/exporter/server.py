@@ -73,7 +73,8 @@ class HttpServer:
         Raises SystemRefused where an address is taken, forbidden or not this machine's; ConfigError for no address.
         """
         self._listeners = listen_on(config.listen) if listeners is None else listeners
-        logging.getLogger("uvicorn.error").addFilter(_is_about_the_server)
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).addFilter(_is_about_the_server)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -175,7 +176,8 @@ class _Server(uvicorn.Server):
 
 
 def _is_about_the_server(record: logging.LogRecord) -> bool:
-    """uvicorn warns of every client that makes no sense: whoever likes could fill the log. With debug it may."""
+    """Whether it is no mere warning: uvicorn warns of every client that makes no sense, asyncio of every word that was
+    on its way to one that hung up. Whoever likes could fill the log with them. With debug they may."""
     return record.levelno >= logging.ERROR or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
