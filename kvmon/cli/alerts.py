@@ -1,28 +1,25 @@
 """`kvmon alerts`: list the alerts, read their runbooks, and write the rule files that Prometheus loads.
 
-Wiring only: thresholds and rules come from `kvmon.alerts`. Files appear whole or not at all, all of
-them together; they hold no secret and Prometheus runs as a user of its own, so everybody may read them.
+Wiring only: thresholds and rules come from `kvmon.alerts`. Files appear whole or not at all, all of them together.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmon.errors import ConfigError, InputError, SystemRefused
-from kvmon.files import NewFile
+from kvmon.cli.output_files import write_files
+from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
     from kvmon.alerts import Alert, Format, Group, Recording, Thresholds
 
 __all__ = ["as_json", "as_markdown", "command"]
 
-_READABLE = 0o644
 _FILES_ONLY = {"form": "--format", "runbook_url": "--runbook-url", "with_runbooks": "--runbooks", "force": "--force"}
 
 
@@ -173,35 +170,5 @@ def _write(
     texts = {directory / name: text for name, text in written(groups, form, runbook_url=prefix).items()}
     if with_runbooks:
         texts |= {directory / "runbooks" / f"{name}.md": text for name, text in runbooks().items()}
-    for folder in dict.fromkeys(path.parent for path in texts):
-        _make(folder)
-    with ExitStack() as stack:
-        files = []
-        for path, text in texts.items():
-            if not _says(path, text):
-                file = NewFile(path, "the rules", force=force, mode=_READABLE)
-                stack.callback(file.abort)
-                file.write(text.encode())
-                files.append(file)
-        for file in files:
-            file.close()
+    write_files(texts, "the rules", force=force)
     return list(texts)
-
-
-def _says(path: Path, text: str) -> bool:
-    """Whether a file is there and the same."""
-    try:
-        return not path.is_symlink() and path.read_bytes() == text.encode()
-    except OSError:
-        return False
-
-
-def _make(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is no directory: give another one with -o")
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise InputError(f"no directory {folder.parent}: make it, or give another one with -o") from None
-    except OSError as error:
-        raise SystemRefused(f"cannot make {folder}: {error.strerror}; give another one with -o") from None

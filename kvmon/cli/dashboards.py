@@ -1,25 +1,23 @@
 """`kvmon dashboards`: the Grafana dashboards as files, from an installed kvmon alone.
 
 The files are what `kvmon.dashboards` ships, byte for byte. Invariant: nothing is replaced that says something else,
-unless it is asked for, and either all files are there at the end or none has changed. They hold no secret and Grafana
-runs as a user of its own, so everybody may read them.
+unless it is asked for, and either all files are there at the end or none has changed.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from kvmon.errors import ConfigError, InputError, SystemRefused
+from kvmon.cli.output_files import write_files
+from kvmon.errors import ConfigError
 
 __all__ = ["command"]
 
 _PROVIDER = "kvmon-provider.yaml"
 _GRAFANAS_FOLDER = "/etc/grafana/provisioning/dashboards"
-_READABLE = 0o644
 
 
 @click.command("dashboards")
@@ -53,8 +51,9 @@ def command(folder: Path | None, force: bool, provisioning: bool, grafana_path: 
     if folder is not None:
         if provisioning:
             texts[_PROVIDER] = _provider(grafana_path or _GRAFANAS_FOLDER)
-        written = _write(texts, folder, force=force)
-        rows = [{"file": str(folder / name), "written": name in written} for name in texts]
+        files = {folder / name: content for name, content in texts.items()}
+        written = write_files(files, "the dashboards", force=force)
+        rows = [{"file": str(path), "written": path in written} for path in files]
         lines = [f"{row['file']} {'written' if row['written'] else 'is there already, and the same'}" for row in rows]
         click.echo(json.dumps(rows, indent=2) if json_ else "\n".join(lines))
         return
@@ -90,34 +89,3 @@ providers:
     options:
       path: {json.dumps(path)}
 """
-
-
-def _write(texts: dict[str, str], folder: Path, *, force: bool) -> set[str]:
-    """Write what is not there yet; names of the files that were written."""
-    from kvmon.files import NewFile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is no folder: give another one with -o") from None
-    except OSError as error:
-        raise SystemRefused(f"cannot make {folder}: {error.strerror or error}; give another folder with -o") from None
-    due = {name for name, content in texts.items() if not _says(folder / name, content)}
-    with ExitStack() as stack:
-        files = []
-        for name in sorted(due):
-            file = NewFile(folder / name, "the dashboards", force=force)
-            stack.callback(file.abort)
-            file.write(texts[name].encode())
-            files.append(file)
-        for file in files:
-            file.close()
-            file.path.chmod(_READABLE)
-    return due
-
-
-def _says(path: Path, content: str) -> bool:
-    try:
-        return not path.is_symlink() and path.read_bytes() == content.encode()
-    except OSError:
-        return False

@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import mmap
 import re
 from collections.abc import Iterable, Iterator
 
-__all__ = ["give_memory_back"]
+__all__ = ["give_memory_back", "trim"]
 
 _COMPILER = "libllvmlite"
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ")
 _WRITTEN = re.compile(r"(?:Anonymous|Private_Dirty|Swap): +(\d+) kB")
 
 
+def trim() -> None:
+    """Return to the system what is free, or hangs together in circles that nobody holds; tens of milliseconds."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # only glibc has it, and only glibc keeps so much
+
+
 def give_memory_back() -> None:
-    """Return what is not needed any more to the system."""
+    """The same, and the pages of the compiler."""
+    trim()
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
-        libc.malloc_trim(0)  # only glibc has it, and only glibc keeps so much
         with open("/proc/self/smaps", encoding="ascii", errors="replace") as lines:
             untouched = list(_unwritten(lines))
         for start, end in untouched:

@@ -21,6 +21,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from kvmon.exporter.resident import trim
 from kvmon.exporter.web.address import (
     DEFAULT_PORT,
     Address,
@@ -29,8 +30,8 @@ from kvmon.exporter.web.address import (
     listen_on,
 )
 from kvmon.exporter.web.connections import Connections, Guest, Phase
+from kvmon.exporter.web.crowd import Crowd
 from kvmon.exporter.web.door import Door, Tls
-from kvmon.exporter.web.memory import Crowd, give_back
 from kvmon.exporter.web.protocol import MAX_HEADER_BYTES, PatientProtocol, Welcome
 
 __all__ = ["HttpServer", "ServerConfig"]
@@ -149,7 +150,7 @@ class _Server(uvicorn.Server):
         """Look at the clock; ten times a second."""
         self._guests.look()
         if self._crowd.has_gone(len(self._guests)):
-            await asyncio.get_running_loop().run_in_executor(None, give_back)
+            await asyncio.get_running_loop().run_in_executor(None, trim)
         for door in self._doors:
             if door.done():
                 door.result()

@@ -1,15 +1,8 @@
-"""Gives memory back to the system once a crowd has gone: the allocator of glibc keeps it otherwise.
-
-Thousands of connections leave a process that was small larger for good. Elsewhere than with glibc this does nothing.
-"""
+"""Notices that a crowd has gone: thousands of connections leave a process that was small larger for good."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
-
-__all__ = ["Crowd", "give_back"]
+__all__ = ["Crowd"]
 
 _CROWD = 32  # connections at once that are worth the few milliseconds of giving back
 
@@ -27,10 +20,3 @@ class Crowd:
             return False
         self._most = present
         return True
-
-
-def give_back() -> None:
-    """Return to the system what is free, or hangs together in circles that nobody holds; tens of milliseconds."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
