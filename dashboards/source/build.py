@@ -11,11 +11,11 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from kvmon.dashboards.source.library import DashboardExporter, ProjectProcessor
 from kvmon.dashboards.source.pages import Project
 from kvmon.dashboards.source.part import Json
 from kvmon.dashboards.source.reading import Registry
 from kvmon.dashboards.source.trouble import SourceError
+from kvmon.dashboards.source.upstream import DashboardExporter, ProjectProcessor
 
 __all__ = ["SOURCES", "built", "differing", "write"]
 
@@ -27,7 +27,7 @@ for _module in ("panels", "queries", "tables", "variables"):
     import_module(f"kvmon.dashboards.source.{_module}")
 
 
-class _Texts(DashboardExporter):  # type: ignore[misc]
+class _Texts(DashboardExporter):
     """Keeps each dashboard as the text of its file."""
 
     def __init__(self) -> None:

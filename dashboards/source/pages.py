@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from kvmon.dashboards.source.layout import laid_out
-from kvmon.dashboards.source.library import (
+from kvmon.dashboards.source.palette import colour
+from kvmon.dashboards.source.part import DATASOURCE, Json, Part
+from kvmon.dashboards.source.queries import checked
+from kvmon.dashboards.source.trouble import SourceError, nearest, within
+from kvmon.dashboards.source.upstream import (
     Annotations,
     AnnotationsItemBase,
     Links,
@@ -15,12 +19,8 @@ from kvmon.dashboards.source.library import (
     RowsItemBase,
     Templates,
 )
-from kvmon.dashboards.source.library import Dashboard as LibraryDashboard
-from kvmon.dashboards.source.library import Project as LibraryProject
-from kvmon.dashboards.source.palette import colour
-from kvmon.dashboards.source.part import DATASOURCE, Json, Part
-from kvmon.dashboards.source.queries import checked
-from kvmon.dashboards.source.trouble import SourceError, nearest, within
+from kvmon.dashboards.source.upstream import Dashboard as LibraryDashboard
+from kvmon.dashboards.source.upstream import Project as LibraryProject
 
 __all__ = ["Annotation", "Dashboard", "Project", "Row", "TagLink"]
 
@@ -38,7 +38,7 @@ _BUILT_IN: Json = {
 }
 
 
-class Dashboard(Part, LibraryDashboard):  # type: ignore[misc]
+class Dashboard(Part, LibraryDashboard):
     """A page. `from` is where its time range begins, before now."""
 
     required = ("uid", "title", "description", "from", "refresh", "templates", "rows", "links")
@@ -74,7 +74,7 @@ class Dashboard(Part, LibraryDashboard):  # type: ignore[misc]
         }
 
 
-class Project(LibraryProject):  # type: ignore[misc]
+class Project(LibraryProject):
     """The dashboards that are built together; the library's own would look for its own kind of dashboard."""
 
     def get_dashboards(self) -> list[Any]:
@@ -89,7 +89,7 @@ class Project(LibraryProject):  # type: ignore[misc]
         return [known[name] for name in self.data.get("dashboards", [])]
 
 
-class Row(Part, RowsItemBase):  # type: ignore[misc]
+class Row(Part, RowsItemBase):
     """Panels beside each other, `height` high unless they say so, under a `title` that folds them away."""
 
     required = ("panels", "height")
@@ -105,7 +105,7 @@ class Row(Part, RowsItemBase):  # type: ignore[misc]
         }
 
 
-class TagLink(Part, LinksItemBase):  # type: ignore[misc]
+class TagLink(Part, LinksItemBase):
     """Links to all dashboards with a tag; they keep the time range and the variables."""
 
     required = ("title", "tag")
@@ -126,7 +126,7 @@ class TagLink(Part, LinksItemBase):  # type: ignore[misc]
         }
 
 
-class Annotation(Part, AnnotationsItemBase):  # type: ignore[misc]
+class Annotation(Part, AnnotationsItemBase):
     """Marks on all panels where a query has a value above zero; `tags` are labels that are shown with it."""
 
     required = ("name", "description", "expr", "color", "heading", "text")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kvmon.dashboards.source.library import PanelsItemBase, Targets
 from kvmon.dashboards.source.palette import colour
 from kvmon.dashboards.source.part import DATASOURCE, Json, Part
 from kvmon.dashboards.source.trouble import SourceError
+from kvmon.dashboards.source.upstream import PanelsItemBase, Targets
 from kvmon.dashboards.source.visuals import FIELD_KEYS, field_config, fixed, legend, tooltip
 
 __all__ = ["HeatmapPanel", "Panel", "StatPanel", "StateTimelinePanel", "TextPanel", "TimeseriesPanel"]
@@ -20,7 +20,7 @@ _PLACED = ("width", "height")
 _MADE_FOR = "11.0.0"  # what older Grafanas need not, and newer ones know how to read
 
 
-class Panel(Part, PanelsItemBase):  # type: ignore[misc]
+class Panel(Part, PanelsItemBase):
     """What all panels with numbers have in common; `kind` is Grafana's name for one."""
 
     required: ClassVar[tuple[str, ...]] = ("title", "description", "unit", "targets", "width")
@@ -180,7 +180,7 @@ class StateTimelinePanel(Panel):
         return self.panel(data, options, field_config(data, custom, color))
 
 
-class TextPanel(Part, PanelsItemBase):  # type: ignore[misc]
+class TextPanel(Part, PanelsItemBase):
     """Words between the panels."""
 
     required = ("title", "description", "content", "width")

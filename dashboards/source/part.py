@@ -6,11 +6,12 @@ makes is plain JSON. Text from a source reaches it as it was written, braces inc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from kvmon.dashboards.source.library import get_component_type
 from kvmon.dashboards.source.reading import Registry, spelled_out
 from kvmon.dashboards.source.trouble import SourceError, nearest, within
+from kvmon.dashboards.source.upstream import get_component_type
 
 __all__ = ["DATASOURCE", "Json", "Part"]
 
@@ -20,16 +21,16 @@ DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 """Every query asks the data source that the variable at the top of the page names."""
 
 
-class Part:
+class Part(ABC):
     """A component: `required` and `optional` are the keys of its data, `make` turns them into JSON."""
 
     required: ClassVar[tuple[str, ...]] = ()
     optional: ClassVar[tuple[str, ...]] = ()
     registry: Registry
 
+    @abstractmethod
     def make(self, data: Json) -> Any:
         """The JSON of data whose keys are known, with every required one there."""
-        raise NotImplementedError
 
     def gen_json_from_data(self, data: Any, context: object) -> Any:
         """What the library calls."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from kvmon.dashboards.source.expressions import expanded, problems
-from kvmon.dashboards.source.library import TargetsItemBase
 from kvmon.dashboards.source.part import DATASOURCE, Json, Part
 from kvmon.dashboards.source.trouble import SourceError, within
+from kvmon.dashboards.source.upstream import TargetsItemBase
 
 __all__ = ["PromQuery", "checked"]
 
 _FORMATS = ("time_series", "table", "heatmap")
 
 
-class PromQuery(Part, TargetsItemBase):  # type: ignore[misc]
+class PromQuery(Part, TargetsItemBase):
     """`expr` and `legend`; `format: table` asks for now alone, `heatmap` for buckets; `ref` where a column names it."""
 
     required = ("expr",)

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from kvmon.dashboards.source.library import ComponentRegistry, get_component_type
 from kvmon.dashboards.source.trouble import SourceError, nearest, within
+from kvmon.dashboards.source.upstream import ComponentRegistry, get_component_type
 
 __all__ = ["Registry", "Verbatim", "spelled_out"]
 
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
 
 
-class Registry(ComponentRegistry):  # type: ignore[misc]
+class Registry(ComponentRegistry):
     """Components by kind and name, and the file that each stands in."""
 
     def __init__(self) -> None:

@@ -6,10 +6,10 @@ They are the same on every dashboard, all may be chosen more than once, and "All
 from __future__ import annotations
 
 from kvmon.dashboards.source.expressions import VARIABLES, selector
-from kvmon.dashboards.source.library import TemplatesItemBase
 from kvmon.dashboards.source.part import DATASOURCE, Json, Part
 from kvmon.dashboards.source.queries import checked
 from kvmon.dashboards.source.trouble import SourceError
+from kvmon.dashboards.source.upstream import TemplatesItemBase
 
 __all__ = ["DatasourceVariable", "LabelVariable"]
 
@@ -17,7 +17,7 @@ _ON_TIME_RANGE = 2  # when its values are asked for again: with every change of 
 _SHOWN = 0
 
 
-class DatasourceVariable(Part, TemplatesItemBase):  # type: ignore[misc]
+class DatasourceVariable(Part, TemplatesItemBase):
     """Which Prometheus is asked."""
 
     required = ("label", "description")
@@ -39,7 +39,7 @@ class DatasourceVariable(Part, TemplatesItemBase):  # type: ignore[misc]
         }
 
 
-class LabelVariable(Part, TemplatesItemBase):  # type: ignore[misc]
+class LabelVariable(Part, TemplatesItemBase):
     """The values that a label has on the metric `of`, where what was chosen before it holds."""
 
     required = ("name", "label", "of", "description")

@@ -6,6 +6,7 @@ Invariant: nothing is computed here; a number that is not known is a dash.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -126,16 +127,17 @@ def _cell(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _refused_for(reason: str, one: Outcome) -> str:
+    return f"{one.failures.get(reason, 0):,}"
+
+
 def _measures(comparison: Comparison) -> list[tuple[str, Callable[[Outcome], str]]]:
     reasons = dict.fromkeys(
         reason
         for outcome in (comparison.recorded, *(one.most for one in (comparison.unchanged, *comparison.answers)))
         for reason in outcome.failures
     )
-    by_reason: list[tuple[str, Callable[[Outcome], str]]] = [
-        (f"  {reason}", lambda one, reason=reason: f"{one.failures.get(reason, 0):,}")  # type: ignore[misc]
-        for reason in sorted(reasons)
-    ]
+    by_reason = [(f"  {reason}", partial(_refused_for, reason)) for reason in sorted(reasons)]
     return [
         ("requests lost", lambda one: f"{one.lost:,}"),
         ("  hung up", lambda one: f"{one.hung_up:,}"),
