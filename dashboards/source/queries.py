@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kvmon.dashboards.source.expressions import expanded, problems
+from kvmon.dashboards.source.expressions import expanded, labels_in
 from kvmon.dashboards.source.part import DATASOURCE, Json, Part
+from kvmon.dashboards.source.promql import problems
 from kvmon.dashboards.source.trouble import SourceError, within
 from kvmon.dashboards.source.upstream import TargetsItemBase
 
@@ -43,7 +44,7 @@ def checked(expression: object, legend: str = "") -> str:
     """A query written out. Raises SourceError for one that does not parse or asks for what there is not."""
     with within("expr"):
         text = expanded(str(expression))
-        wrong = problems(text, legend)
+        wrong = problems(text, shown=labels_in(legend))
         if wrong:
             raise SourceError(wrong[0])
     return text

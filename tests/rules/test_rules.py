@@ -13,9 +13,9 @@ from kvmon.alerts import Alert, alerts_of, load_thresholds, recorded, rule_group
 from kvmon.alerts.thresholds import seconds_of
 from kvmon.catalog import ENUMERATIONS, METRICS
 from kvmon.cli.main import VERBS
+from kvmon.dashboards.source import promql
 from tests.conftest import PrometheusBinaries
 from tests.rules.expected import NAMES, expected
-from tests.rules.promql_catalogue import problems
 from tests.rules.promtool import check_rules
 
 FOLDER = Path(__file__).parents[2] / "alerts"
@@ -45,21 +45,16 @@ def test_promtool_finds_no_fault(prometheus_binaries: PrometheusBinaries, tmp_pa
     assert check_rules(prometheus_binaries, made) == ""
 
 
+def problems(expression: str) -> list[str]:
+    """What is wrong with an expression that may use what the rules record, and Prometheus' series of alerts."""
+    alerts = ("alertname", "alertstate", "severity", "engine", "rank", "pool", "verdict", "gpu", "collector")
+    return promql.problems(expression, known={**recorded(), "ALERTS": ("job", "instance", *alerts)})
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{getattr(rule, 'name', '')}{getattr(rule, 'record', '')}")
 def test_an_expression_names_only_what_the_catalogue_has(rule: object) -> None:
     """Metrics, labels and values of labels; recorded series by the rules that record them."""
     assert problems(rule.expr) == []  # type: ignore[attr-defined]
-
-
-def test_the_checker_finds_what_is_wrong() -> None:
-    """A metric, a label, a value, a group and a bracket that are not there."""
-    assert problems('sum by (engine) (rate(kvmon_preemptions_total{rank=~"$rank"}[$__rate_interval]))') == []
-    assert problems("rate(kvmon_preemption_total[5m])")[0].startswith("'kvmon_preemption_total' is neither")
-    assert problems('kvmon_verdict{verdict=~"leak|leek"}') == ["kvmon_verdict{verdict} is never 'leek'"]
-    assert problems('kvmon_steps_total{pool="kv"}') == ["kvmon_steps_total has no label 'pool'"]
-    assert problems("sum by (engin) (kvmon_steps_total)") == ["no series here has the label 'engin'"]
-    assert problems("kvmon_steps_total / on (node) kvmon_steps_total") == ["no series here has the label 'node'"]
-    assert problems("kvmon_steps_total[")[0].startswith("does not parse")
 
 
 def test_recorded_names_say_level_metric_and_operation() -> None:

@@ -14,8 +14,9 @@ from grafana_foundation_sdk.models import units
 
 from kvmon.catalog import ENUMERATIONS, METRICS
 from kvmon.dashboards import NAMES, text
-from kvmon.dashboards.source.expressions import VARIABLES, metrics_in, problems
+from kvmon.dashboards.source.expressions import VARIABLES
 from kvmon.dashboards.source.palette import COLOURS, GROUPS, VERDICTS_BY_GRAVITY
+from kvmon.dashboards.source.promql import metrics_in, problems
 from kvmon.errors import ConfigError
 from tests.dashboards.asking import Json, dashboards, panels, queries
 
