@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 SEED = 3
+_NEXT_POINT = re.compile(r"\s*\n(?=[MLQCz][ \n\"])")
 _WALL_TIME = re.compile(r"^simulated / wall time +(.*?) / .*$", re.MULTILINE)
 
 
@@ -345,7 +346,9 @@ def picture(name: str) -> str:
     figure.tight_layout()
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", dpi=100, metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
+    # a path is one line, not one for each of its points: nobody reads those in a difference
+    text = _NEXT_POINT.sub(" ", drawn.getvalue())
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def index() -> str:

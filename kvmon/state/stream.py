@@ -2,7 +2,8 @@
 
 One object for the exporter, for replay and for `kvmon verify`. Invariant: for every pool the states of its units sum
 to its capacity after every record. While the stream is converging (read from the middle, or after a gap) nothing that
-depends on the past is known, and `converged` says so.
+depends on the past is known, and `converged` says so. It is longer than other files because all of it works on one set
+of arrays, which nobody else is to change.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def rows() -> list[Row]:
         usual = scrapes(pid, connection, idle)
         memory, peak = resident_mb(pid), resident_mb(pid, "VmHWM")
     with running(MORE_POOLS, "--series-budget", "1000") as (pid, connection):
-        time.sleep(2)
+        time.sleep(2)  # until every pool has been looked at once
         full = scrapes(pid, connection, idle)
     if not full.page["kvmon_series_dropped_total"] > 0:
         raise SystemExit("the page is not full: more pools are needed")

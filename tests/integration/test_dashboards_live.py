@@ -83,7 +83,7 @@ def running(place: Path, binaries: PrometheusBinaries) -> Iterator[Run]:
         server = PanelServer(stack.enter_context(prometheus(binaries, place, port)).port)
         run = Run(server, at_work.toy, demo)
         wait_for(lambda: server.value("sum(kvmon_allocation_failures_total{engine!='toy'})") not in (None, 0.0), "calm")
-        time.sleep(8)
+        time.sleep(8)  # rates need scrapes on either side of what happened
         yield run
 
 
