@@ -28,7 +28,7 @@ h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .4rem; }
 .lead { color: var(--soft); margin: 0 0 1.5rem; }
 .links { list-style: none; margin: 0; padding: 0; border-top: 1px solid var(--line); }
-.links li { display: grid; grid-template-columns: minmax(9rem, 1fr) 3fr; gap: .1rem 1.25rem; padding: .55rem 0;
+.links li { display: grid; grid-template-columns: 15rem 1fr; gap: .1rem 1.25rem; padding: .55rem 0;
   border-bottom: 1px solid var(--line); }
 .links span { color: var(--soft); }
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92em; }

@@ -64,7 +64,7 @@ class Runbooks:
 
 
 def _title(file: Traversable) -> str:
-    """The heading of a runbook, unless it is the name of its alert."""
+    """What the heading of a runbook says behind the name of its alert."""
     first = file.read_text(encoding="utf-8").lstrip().partition("\n")[0]
     title = first.lstrip("# ").strip() if first.startswith("#") else ""
-    return "" if title == file.name.removesuffix(_MARKDOWN) else title
+    return title.removeprefix(file.name.removesuffix(_MARKDOWN)).removeprefix(": ")

@@ -60,6 +60,13 @@ def test_the_index_lists_them_with_their_titles(folder: Path) -> None:
     assert "notes" not in index
 
 
+def test_the_index_does_not_say_a_name_twice() -> None:
+    """The shipped runbooks begin with the name of their alert."""
+    index = Runbooks("1").index()
+    assert '<a href="KvmonLeak">KvmonLeak</a> <span>' in index
+    assert "<span>Kvmon" not in index
+
+
 def test_without_runbooks_the_index_says_so(tmp_path: Path) -> None:
     """A folder that is missing is no error."""
     assert "has no runbooks" in Runbooks("1", tmp_path / "none").index()
