@@ -251,14 +251,18 @@ def join(
     learned: Any,
     book: Any,
     until: Any,
+    enough: Any,
+    cursor: Any,
 ) -> Any:
-    """Fill `words` and the table of frames (end, number, time), up to the first frame that ended after `until`.
+    """Fill `words` and the table of frames (end, number, time), up to the first frame that ended after `until`, or to
+    the first frame behind `enough` words; then `cursor` is where to go on, and `cursor[0]` is -1 where nothing is left.
 
-    (words, frames), or (-1, 0) where the columns contradict each other.
+    (words so far, frames in the table), or (-1, 0) where the columns contradict each other.
     """
-    at, ic, iu, js, ir, start, count = 0, 0, 0, 0, 0, 0, 0
-    room = len(words)
-    for io in range(len(ops)):
+    begin, at, ic, iu, js, ir = cursor[0], cursor[1], cursor[2], cursor[3], cursor[4], cursor[5]
+    start, count, room = at, 0, len(words)
+    cursor[0] = -1
+    for io in range(begin, len(ops)):
         op = np.int64(ops[io])
         if op == 0 or op == 10 or op == 20:
             return -1, 0
@@ -363,6 +367,9 @@ def join(
             count += 1
             start = at
             if frames[2, count - 1] > until:
+                break
+            if at >= enough and io + 1 < len(ops):
+                cursor[0], cursor[1], cursor[2], cursor[3], cursor[4], cursor[5] = io + 1, at, ic, iu, js, ir
                 break
     return (at, count) if start == at else (-1, 0)
 

@@ -19,6 +19,8 @@ joining what was split gives the words, bit for bit, for everything that `frames
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -86,6 +88,11 @@ class Joiner:
 
         Raises CaptureError where the payload contradicts itself.
         """
+        (table,) = self.parts(payload, out, until_ns, len(out))
+        return table
+
+    def parts(self, payload: bytes, out: Words, until_ns: int | None, words: int) -> Iterator[Ints]:
+        """The same in parts of about so many words, as they are made: a table of the frames of each."""
         try:
             bits, ops, columns, raw = self._parse(payload, len(out))
         except (ValueError, IndexError) as error:
@@ -97,12 +104,28 @@ class Joiner:
         frames = np.empty((3, len(out) // LEAST_FRAME_WORDS + 1), np.int64)
         counts, units, fields, status = columns
         until = _FOREVER if until_ns is None else until_ns
-        learned = self._learned.begin(bits)
-        got, count = kernels.join(ops, counts, units, fields, status, raw, SHAPES, out, frames, learned, book, until)
-        if got < 0 or (got != len(out) and until_ns is None):
-            raise CaptureError("a chunk's columns contradict each other")
-        table: Ints = frames[:, :count].copy()
-        return table
+        learned, cursor, got = self._learned.begin(bits), np.zeros(6, np.int64), 0
+        while cursor[0] >= 0:
+            got, count = kernels.join(
+                ops,
+                counts,
+                units,
+                fields,
+                status,
+                raw,
+                SHAPES,
+                out,
+                frames,
+                learned,
+                book,
+                until,
+                got + words,
+                cursor,
+            )
+            if got < 0 or (cursor[0] < 0 and got != len(out) and until_ns is None):
+                raise CaptureError("a chunk's columns contradict each other")
+            table: Ints = frames[:, :count].copy()
+            yield table
 
     def _parse(self, payload: bytes, words: int) -> tuple[int, Bytes, list[Words], Words]:
         data = np.frombuffer(payload, np.uint8)

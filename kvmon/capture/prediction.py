@@ -127,6 +127,14 @@ def _close_record(which: Any, request: Any, first: Any, last: Any, learned: Any)
         learned.tails[request & (_REQUESTS - 1)] = last
 
 
+def _named(function: Callable[..., Any], which: int) -> Callable[..., Any]:
+    """A kernel of its own name. Machine code is kept by name: of two that share one and were compiled by two processes
+    at once, a third process would link one in the place of the other.
+    """
+    function.__name__ = function.__qualname__ = f"{function.__name__}_{which}"
+    return kernel(function)
+
+
 def _encoder(which: int) -> Callable[..., Any]:
     def encode(n: Any, request: Any, words: Any, at: Any, out: Any, to: Any, learned: Any) -> Any:
         units, scalars = learned.units, learned.scalars
@@ -148,7 +156,7 @@ def _encoder(which: int) -> Callable[..., Any]:
         if n > 0:
             _close_record(which, request, np.int64(words[at]), previous, learned)
 
-    return kernel(encode)
+    return _named(encode, which)
 
 
 def _decoder(which: int) -> Callable[..., Any]:
@@ -172,7 +180,7 @@ def _decoder(which: int) -> Callable[..., Any]:
         if n > 0:
             _close_record(which, request, np.int64(words[to]), previous, learned)
 
-    return kernel(decode)
+    return _named(decode, which)
 
 
 # One compiled function a class, so that nothing about the class is asked again for each unit.

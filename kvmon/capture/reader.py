@@ -11,8 +11,8 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +30,11 @@ from kvmon.errors import CaptureError, ConfigError, NewerFormatError, RecordingE
 from kvmon.state import FrameTable, ScanEnd, StreamState
 from kvmon.state.checkpoint import load
 
-__all__ = ["CaptureReader", "CapturedStream"]
+__all__ = ["PART_WORDS", "CaptureReader", "CapturedStream"]
 
 _THREADS = 2
+PART_WORDS = 1 << 17
+"""A chunk is handed on in parts of about so many words, so that folding begins before all of it is made."""
 
 Words = npt.NDArray[np.uint32]
 
@@ -137,35 +139,26 @@ class CaptureReader:
         expected = after.first_frame or None if after is not None else None
         least = CHUNK_WORDS if reuse else 0
 
-        def submit(chunk: ChunkHeader, room: Words | None) -> Future[Piece | None]:
-            return self._threads().submit(self._piece, chunk, room, until_ns, least)
+        def read(chunk: ChunkHeader, room: Words | None) -> Iterator[Piece]:
+            return self._parts(chunk, room, until_ns, least)
 
-        return self._in_order(stream, ReadAhead(chunks, submit, self._room if reuse else None), expected)
+        return self._in_order(stream, ReadAhead(chunks, read, self._threads, self._room if reuse else None), expected)
 
-    def _in_order(self, stream: CapturedStream, ahead: ReadAhead, expected: int | None) -> Iterator[Piece]:
-        given: Words | None = None
-        try:
-            while (found := ahead.next()) is not None:
-                chunk, piece = found
-                if piece is None:
-                    self._damaged(chunk, "this chunk is damaged")
-                    yield _missing(chunk, expected)
-                    continue
-                if isinstance(piece, Frames):
-                    if expected is not None and chunk.first_frame > expected and not self._said_so(stream, chunk):
-                        yield Hole(
-                            "chunks of the capture are lost here", expected, chunk.first_frame - expected, damaged=True
-                        )
-                    expected = int(piece.table.numbers[-1]) + 1
-                    given = piece.words
-                yield piece
-                if given is not None:
-                    ahead.give_back(given)
-                given = None
-        finally:
-            ahead.cancel()
-            if given is not None:
-                ahead.give_back(given)
+    def _in_order(
+        self, stream: CapturedStream, ahead: Iterable[tuple[ChunkHeader, Piece | None]], expected: int | None
+    ) -> Iterator[Piece]:
+        """The pieces with a hole where something is missing; `expected` is the number of the first frame, if known."""
+        for chunk, piece in ahead:
+            if piece is None:
+                self._damaged(chunk, "this chunk is damaged")
+                yield _missing(chunk, expected)
+                continue
+            if isinstance(piece, Frames):
+                first = int(piece.table.numbers[0])
+                if expected is not None and first > expected and not self._said_so(stream, chunk):
+                    yield Hole("chunks of the capture are lost here", expected, first - expected, damaged=True)
+                expected = int(piece.table.numbers[-1]) + 1
+            yield piece
 
     def begin(
         self, stream: CapturedStream, *, detail: bool = True, verify: bool = False
@@ -300,29 +293,34 @@ class CaptureReader:
         tools: tuple[zstandard.ZstdDecompressor, Joiner] = self._local.tools
         return tools
 
-    def _piece(self, chunk: ChunkHeader, room: Words | None, until_ns: int | None, least: int) -> Piece | None:
-        """What a chunk holds; None where it is not sound. Runs in a thread."""
+    def _parts(self, chunk: ChunkHeader, room: Words | None, until_ns: int | None, least: int) -> Iterator[Piece]:
+        """What a chunk holds, as it is made. Runs in a thread; raises ValueError where it is not sound."""
         decompressor, joiner = self._tools()
         payload = read_payload(self._fd, chunk, decompressor)
         if payload is None:
-            return None
-        try:
-            if chunk.kind == ChunkKind.HOLE:
-                said = json.loads(payload)
-                return Hole(
-                    str(said["reason"]), said["frame"], int(said["frames"]), int(said["word"]), bool(said["damaged"])
-                )
-            if chunk.kind == ChunkKind.TAIL:
-                return Tail(np.frombuffer(payload, np.uint32).copy())
+            raise ValueError("this chunk is damaged")
+        if chunk.kind == ChunkKind.HOLE:
+            said = json.loads(payload)
+            what, frames, word = str(said["reason"]), int(said["frames"]), int(said["word"])
+            yield Hole(what, said["frame"], frames, word, bool(said["damaged"]))
+        elif chunk.kind == ChunkKind.TAIL:
+            yield Tail(np.frombuffer(payload, np.uint32).copy())
+        else:
             fits = room is not None and len(room) >= chunk.words
             out = room if room is not None and fits else np.empty(max(chunk.words, least), np.uint32)
-            ends, numbers, times = joiner.join(payload, out[: chunk.words], until_ns)
-        except (CaptureError, ValueError, KeyError, TypeError):
-            return None
-        if len(ends) == 0:
-            return None
-        end = int(ends[-1])
-        return Frames(out[:end], FrameTable(ends, numbers, times, end, ScanEnd.ALL))
+            yield from self._frames(joiner, payload, out, chunk.words, until_ns)
+
+    def _frames(self, joiner: Joiner, payload: bytes, out: Words, words: int, until_ns: int | None) -> Iterator[Frames]:
+        begin = 0
+        try:
+            for ends, numbers, times in joiner.parts(payload, out[:words], until_ns, PART_WORDS):
+                if len(ends) == 0:
+                    raise ValueError("this chunk holds no frame")
+                end = int(ends[-1])
+                yield Frames(out[begin:end], FrameTable(ends - begin, numbers, times, end - begin, ScanEnd.ALL))
+                begin = end
+        except CaptureError as error:
+            raise ValueError(str(error)) from None
 
     def _checkpoint(self, chunk: ChunkHeader, detail: bool, verify: bool) -> StreamState | None:
         payload = read_payload(self._fd, chunk, self._tools()[0])

@@ -10,6 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmon.capture import prediction
 from kvmon.capture.column_kernels import SHAPES
 from kvmon.capture.columns import Joiner, Splitter
 from kvmon.errors import CaptureError
@@ -123,3 +124,9 @@ def test_words_that_are_no_frames_are_refused() -> None:
     """A word that begins no record is an error that says what to do."""
     with pytest.raises(CaptureError, match=r"check them with kvmon\.state\.scan"):
         SPLITTER.split(np.array([10 << 27 | 1, 5], np.uint32))
+
+
+def test_kernels_that_are_made_have_names_of_their_own() -> None:
+    """Cached machine code is found by name: processes that compile at once would mix up kernels that share one."""
+    made = [value for name, value in vars(prediction).items() if name.startswith(("_encode_", "_decode_"))]
+    assert len(made) == len({kernel.py_func.__qualname__ for kernel in made}) == 10
