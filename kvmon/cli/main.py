@@ -61,6 +61,7 @@ VERBS = {
     "verify": Verb("kvmon.cli.verify:command", "Check that a recording or capture is whole and consistent."),
     "workload": Verb("kvmon.cli.workload:command", "Make request traffic and write it as a trace."),
     "simulate": Verb("kvmon.cli.simulate:command", "Run a request trace through an allocator."),
+    "capacity": Verb("kvmon.cli.capacity:command", "How many tokens and requests a model and a pool can hold."),
     "fit": Verb("kvmon.cli.fit:command", "Fit the clock of the simulator to the steps of a recording."),
     "engine": Verb(
         "kvmon.cli.engine:command", "Serve a model, or answer a file of requests, with the reference engine."

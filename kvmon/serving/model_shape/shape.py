@@ -31,6 +31,7 @@ class ModelShape:
     element_bytes    bytes of such a number
     full_layers      layers that keep every token
     window_layers    layers that keep the last `window_tokens` tokens only
+    kv_heads         heads that those numbers belong to; 0 = they are not of heads (latent attention)
 
     Raises ConfigError for a shape without layers, or with a window and no layer that has it, or the other way round.
     """
@@ -41,6 +42,7 @@ class ModelShape:
     full_layers: int
     window_layers: int = 0
     window_tokens: int = 0
+    kv_heads: int = 0
 
     def __post_init__(self) -> None:
         if min(self.full_layers, self.window_layers, self.window_tokens) < 0 or self.layers < 1:
@@ -69,6 +71,21 @@ class ModelShape:
         """Bytes of a sequence of so many tokens, where the engine gives back what has left the window."""
         return tokens * self.bytes_per_token + min(tokens, self.window_tokens) * self.window_bytes_per_token
 
+    def on_one_of(self, shards: int) -> ModelShape:
+        """What one of so many tensor-parallel shards keeps: its share of the heads, of which each shard has at least
+        one; numbers that are not of heads stand on every shard.
+
+        Raises ConfigError where heads cannot be shared out evenly.
+        """
+        if shards < 1:
+            raise ConfigError(f"{shards} shards are none: give at least 1")
+        if not self.kv_heads or shards == 1:
+            return self
+        if self.kv_heads % shards and shards % self.kv_heads:
+            raise ConfigError(f"{self.name} has {self.kv_heads} KV heads, which {shards} shards cannot share evenly")
+        heads = max(self.kv_heads // shards, 1)
+        return replace(self, layer_elements=self.layer_elements // self.kv_heads * heads, kv_heads=heads)
+
     def with_element_bytes(self, element_bytes: int, suffix: str) -> ModelShape:
         """The same model with keys and values of another type; `suffix` goes to its name."""
         return replace(self, name=f"{self.name}-{suffix}", element_bytes=element_bytes)
@@ -86,7 +103,7 @@ def standard(
 ) -> ModelShape:
     """A model of standard attention; `layers` counts all of them, `window_layers` those that slide."""
     return ModelShape(
-        name, 2 * kv_heads * head_dim, element_bytes, layers - window_layers, window_layers, window_tokens
+        name, 2 * kv_heads * head_dim, element_bytes, layers - window_layers, window_layers, window_tokens, kv_heads
     )
 
 
