@@ -6,19 +6,21 @@ own start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvmon.capture.pieces import Hole, StreamFacts, apply_piece
-from kvmon.capture.recorded import Life, read_recorded, segment_times
+from kvmon.capture.pieces import Hole, Piece, StreamFacts, apply_piece
+from kvmon.capture.reader import CaptureReader
+from kvmon.capture.recorded import Life, facts_of, read_recorded, segment_times
+from kvmon.capture.sharing import Sharer
 from kvmon.capture.writer import CaptureWriter, StreamSink
 from kvmon.errors import RecordingError
-from kvmon.recording import StreamReader, find_streams
+from kvmon.recording import StreamReader, find_streams, headers
 from kvmon.recording.reader import Position
 from kvmon.state import StreamState
 
-__all__ = ["Copied", "copy_recording", "select_streams"]
+__all__ = ["Copied", "began_ns", "copy_capture", "copy_recording", "select_streams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,11 @@ def copy_recording(
     writer: CaptureWriter,
     *,
     last_ns: int | None = None,
+    share: Sharer | None = None,
     progress: Callable[[int], None] = lambda words: None,
 ) -> list[Copied]:
-    """Copy recorded streams into a capture; `progress` is told the number of words after each piece.
+    """Copy recorded streams into a capture; `progress` is told the number of words after each piece. With `share`, what
+    it takes out is not copied.
 
     With `last_ns`, a stream begins with the segment in which that much time before its end lies. What came before is
     folded, not written: the state at that point becomes the first checkpoint, so that nothing of it is unknown.
@@ -61,21 +65,61 @@ def copy_recording(
     copied = []
     for path in streams:
         first = None if last_ns is None else _first_segment(path, last_ns)
-        copied += _copy_stream(path, writer, first, progress)
+        copied += _copy_stream(path, writer, first, share, progress)
     return copied
 
 
-def _copy_stream(path: Path, writer: CaptureWriter, first: int | None, progress: Callable[[int], None]) -> list[Copied]:
+def copy_capture(
+    source: Path, writer: CaptureWriter, *, share: Sharer, progress: Callable[[int], None] = lambda words: None
+) -> list[Copied]:
+    """Copy a capture into another one, without what `share` takes out; damage becomes holes.
+
+    Raises InputError as `CaptureReader` does.
+    """
+    copied = []
+    with CaptureReader(source) as reader:
+        for stream in reader.streams:
+            state, after = reader.begin(stream)
+            facts = share.facts(stream.facts)
+            sink = writer.add_stream(facts, state=None if after is None else share.state(state))
+            holes = []
+            for piece in reader.pieces(stream, after=after, reuse=True):
+                clean, before = share.piece(piece), sink.words
+                if clean is not None:
+                    sink.add(clean)
+                if isinstance(clean, Hole):
+                    holes.append(clean)
+                progress(sink.words - before)
+            sink.flush()
+            copied.append(Copied(facts, sink, facts.name, None, tuple(holes)))
+    return copied
+
+
+def began_ns(source: Path, names: Sequence[str] = ()) -> int:
+    """The earliest wall clock that a stream of a capture or recording names, ns since 1970; 0 where none does."""
+    if source.is_dir():
+        facts = [facts_of(header) for path in select_streams(source, names) for header in headers(path)]
+    else:
+        with CaptureReader(source) as reader:
+            facts = [stream.facts for stream in reader.streams]
+    return min((one.wall_ns for one in facts if one.wall_ns), default=0)
+
+
+def _copy_stream(
+    path: Path, writer: CaptureWriter, first: int | None, share: Sharer | None, progress: Callable[[int], None]
+) -> list[Copied]:
     epoch, state = _fold_before(path, first) if first is not None else (None, None)
     alive = StreamReader(path).alive()
     copied: list[Copied] = []
     holes: list[Hole] = []
-    for piece in read_recorded(path, first=first):
+    for piece, facts in _shared(read_recorded(path, first=first), share):
         if isinstance(piece, Life):
             known = state if state is not None and state.converged and piece.facts.epoch == epoch else None
-            sink = writer.add_stream(piece.facts, state=known)
+            if share is not None and known is not None:
+                known = share.state(known)
+            sink = writer.add_stream(facts or piece.facts, state=known)
             holes = []
-            copied.append(Copied(piece.facts, sink, path.name, alive, ()))
+            copied.append(Copied(facts or piece.facts, sink, path.name if share is None else "", alive, ()))
             continue
         if not copied:
             continue  # a damaged segment before the first sound one: nothing is known of its stream
@@ -84,11 +128,22 @@ def _copy_stream(path: Path, writer: CaptureWriter, first: int | None, progress:
         sink.add(piece)
         if isinstance(piece, Hole):
             holes.append(piece)
-            copied[-1] = Copied(copied[-1].facts, sink, path.name, alive, tuple(holes))
+            copied[-1] = replace(copied[-1], holes=tuple(holes))
         progress(sink.words - before)
     for stream in copied:
         stream.sink.flush()
     return copied
+
+
+def _shared(pieces: Iterator[Life | Piece], share: Sharer | None) -> Iterator[tuple[Life | Piece, StreamFacts | None]]:
+    """Each piece as it may be seen, a life with what may be known of it; everything as it is without `share`."""
+    for piece in pieces:
+        if share is None:
+            yield piece, None
+        elif isinstance(piece, Life):
+            yield piece, share.facts(piece.facts)
+        elif (clean := share.piece(piece)) is not None:
+            yield clean, None
 
 
 def _fold_before(path: Path, first: int) -> tuple[bytes | None, StreamState | None]:

@@ -22,6 +22,7 @@ from kvmon.units import counted, format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from kvmon.capture.copying import Copied
+    from kvmon.capture.sharing import Shared
 
 __all__ = ["as_json", "as_text", "command", "parse_duration", "progress_of_words"]
 
@@ -30,7 +31,7 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
 
 
 @click.command("capture")
-@click.argument("directory", type=click.Path(path_type=Path, readable=False))
+@click.argument("directory", metavar="SOURCE", type=click.Path(path_type=Path, readable=False))
 @output_option("-o", "--output", required=True, help="The file to write, X.kvmon.")
 @click.option(
     "--stream", "streams", multiple=True, help="Only this stream, by the name of its directory; may be repeated."
@@ -38,17 +39,46 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
 @click.option(
     "--last", metavar="TIME", help="Only the last TIME before the end of each stream, such as 90s, 10m or 2h."
 )
+@click.option("--share", is_flag=True, help="Make it fit for a public bug report: see below.")
+@click.option("--keep-names", is_flag=True, help="--share: names of engines stay.")
+@click.option("--keep-time", is_flag=True, help="--share: the wall clock stays.")
+@click.option("--dry-run", is_flag=True, help="--share: say what it would contain, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option("--json", "json_", is_flag=True, help="Print the summary as one JSON object.")
 def command(
-    directory: Path, output: Path, streams: tuple[str, ...], last: str | None, force: bool, json_: bool
+    directory: Path,
+    output: Path,
+    streams: tuple[str, ...],
+    last: str | None,
+    share: bool,
+    keep_names: bool,
+    keep_time: bool,
+    dry_run: bool,
+    force: bool,
+    json_: bool,
 ) -> None:
-    """Keep what the recording in DIRECTORY holds as one compressed, checksummed file.
+    """Keep what the recording in the directory SOURCE holds as one compressed, checksummed file.
 
     Works while the engine runs and after it died. Each life of an engine becomes a stream of its own. With --last, a
     stream begins with the segment in which that time lies; the state before it is kept, so that nothing is unknown.
+
+    With --share, everything that could name a person, a machine or a text is taken out: names of engines, process
+    numbers, boot ids, the wall clock, UUIDs of GPUs, names of pages, and whatever an engine says of itself that kvmon
+    does not know. SOURCE may be a capture then. What is left and what went is listed before the file has its name. A
+    diagnosis finds the same in both.
     """
     last_ns = None if last is None else round(parse_duration(last) * 1e9)
+    if share:
+        from kvmon.cli.capture_share import write_shared
+
+        write_shared(
+            directory, output, streams, last_ns,
+            keep_names=keep_names, keep_time=keep_time, dry_run=dry_run, force=force, json_=json_,
+        )  # fmt: skip
+        return
+    for given, flag in ((keep_names, "--keep-names"), (keep_time, "--keep-time"), (dry_run, "--dry-run")):
+        if given:
+            raise ConfigError(f"{flag} belongs to --share: give that too, or leave it out")
     from kvmon.capture import CaptureWriter
     from kvmon.capture.copying import copy_recording, select_streams
 
@@ -95,9 +125,9 @@ def as_text(output: Path, copied: Sequence[Copied]) -> str:
     return "\n".join(lines)
 
 
-def as_json(output: Path, copied: Sequence[Copied]) -> str:
+def as_json(output: Path, copied: Sequence[Copied], shared: Shared | None = None) -> str:
     """The summary for machines."""
-    size = output.stat().st_size
+    size = output.stat().st_size if output.exists() else 0
     operations = sum(stream.sink.unit_operations for stream in copied)
     value: dict[str, Any] = {
         "path": str(output),
@@ -124,6 +154,8 @@ def as_json(output: Path, copied: Sequence[Copied]) -> str:
             for stream in copied
         ],
     }
+    if shared is not None:
+        value["shared"] = shared.as_json()
     return json.dumps(value, indent=2)
 
 
