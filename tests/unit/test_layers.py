@@ -66,7 +66,6 @@ OUTSIDE = {
     "yaml": {"exporter", "alerts", "dashboards"},
     "opentelemetry": {"exporter"},
     "grafana_dashboards": {"dashboards"},
-    "plotly": {"report"},
     "pyarrow": {"cli", "replay"},
     "duckdb": {"cli", "replay"},
     "ray": {"cli", "replay"},
