@@ -4,6 +4,8 @@ Names of pages are already keyed hashes; here they are replaced once more under 
 can be compared with each other and with nothing else. Equal names stay equal, different ones different. A diagnosis
 remembers names in a table of few places: which of them meet there stays so too, or it could find something else.
 
+What a newer kvmon appends to records is not known here and goes too.
+
 Invariant: every record that stays is where it was among the others, and says the same but for that; frames are whole,
 their lengths and checksums right.
 """
@@ -40,7 +42,22 @@ _HOW[list(FIELDS)] = _KEEP
 _HOW[Kind.REQUEST_HASHES] = _NAMES
 _HOW[[Kind.ENGINE_CONFIG, Kind.POOL_ATTACHED, Kind.DEVICE_SAMPLE]] = _REWRITE
 
-Rewrite = Callable[[Event], Event | None]
+
+def _most_words() -> Ints:
+    """By kind, the words of a record with all of its fields; 0 where the last of them may have any number."""
+    most = np.zeros(256, np.int64)
+    for kind, fields in FIELDS.items():
+        if fields and fields[-1].type in ("units", "status", "hashes", "text"):
+            most[kind] = 0
+        else:
+            most[kind] = 1 + sum(2 if field.type in ("wide", "maybe_wide") else 1 for field in fields)
+    most[Kind.AUDIT_RUN] = 1 + field_offsets(Kind.AUDIT_RUN)["status"]  # its status is a single word
+    return most
+
+
+_MOST = _most_words()
+
+Rewrite = Callable[[Event], Event]
 
 
 class PageNames:
@@ -68,7 +85,7 @@ class PageNames:
 def clean_frames(words: Words, table: FrameTable, names: PageNames, rewrite: Rewrite) -> tuple[Words, FrameTable, int]:
     """Whole frames without what could name somebody, and how many names of pages were replaced.
 
-    `rewrite` gives the records with a text or a device; kinds that this kvmon does not know go.
+    `rewrite` gives what may stay of a record with a text or a device; kinds that this kvmon does not know go.
     """
     clean, cuts, renamed = _cleaned(words, int(table.ends[-1]) if len(table.ends) else 0, names, rewrite)
     if not cuts and not renamed:
@@ -89,7 +106,8 @@ def clean_records(words: Words, names: PageNames, rewrite: Rewrite) -> tuple[Wor
 def count_kinds(words: Words) -> Ints:
     """How many long records of each kind there are, int64 (256)."""
     counts = np.zeros(256, np.int64)
-    _find(words, len(words), np.zeros(256, np.uint8), counts, np.empty(0, np.int64))
+    none = np.zeros(256, np.int64)
+    _find(words, len(words), none.astype(np.uint8), none, counts, np.empty(0, np.int64))
     return counts
 
 
@@ -99,13 +117,15 @@ def _cleaned(
     """A copy with other names of pages; the (begin, size, new words) of records that become others; names replaced."""
     clean = words[:end].copy()
     found, counts = np.empty(0, np.int64), np.zeros(256, np.int64)
-    count = _find(clean, end, _HOW, counts, found)
+    count = _find(clean, end, _HOW, _MOST, counts, found)
     if count:
         found = np.empty(count, np.int64)
-        _find(clean, end, _HOW, counts, found)
-    how = _HOW[clean[found].astype(np.int64) >> 19 & 0xFF]
-    renamed = _rename(clean, found[how == _NAMES], names)
-    cuts = list(_rewritten(clean, found[how >= _REWRITE], rewrite))
+        _find(clean, end, _HOW, _MOST, counts, found)
+    heads = clean[found].astype(np.int64)
+    named = _HOW[heads >> 19 & 0xFF] == _NAMES
+    renamed = _rename(clean, found[named], names)
+    odd = ((heads & 0x7FFFF) + 1 - _NAMES_AT) % 2 == 1  # half a name, which is none
+    cuts = list(_rewritten(clean, found[~named | odd], rewrite))
     return clean, cuts, renamed
 
 
@@ -125,15 +145,16 @@ def _rename(words: Words, found: Ints, names: PageNames) -> int:
 
 
 def _rewritten(words: Words, found: Ints, rewrite: Rewrite) -> Iterator[tuple[int, int, list[int]]]:
+    """What stands instead of each of these records, where that is something else; nothing of a kind not known."""
     for at in found.tolist():
         size = 1 + (int(words[at]) & 0x7FFFF)
-        for event in decode(words[at : at + size].tolist()):
-            new = rewrite(event)
-            if new is not event:
-                yield at, size, [] if new is None else encode(new.kind, **new.fields)
-            break
-        else:
-            yield at, size, []  # a kind that is not known
+        old = words[at : at + size].tolist()
+        event = next(decode(old), None)
+        if event is not None and _HOW[event.kind] == _REWRITE:
+            event = rewrite(event)
+        new = [] if event is None else encode(event.kind, **event.fields)
+        if new != old:
+            yield at, size, new
 
 
 def _spliced(
@@ -157,9 +178,9 @@ def _spliced(
 
 
 @kernel
-def _find(words: Words, end: int, how: npt.NDArray[np.uint8], counts: Ints, found: Ints) -> int:
-    """How many long records are not to be kept as they are; where each begins, as far as `found` has room; how many
-    there are of each kind."""
+def _find(words: Words, end: int, how: npt.NDArray[np.uint8], most: Ints, counts: Ints, found: Ints) -> int:
+    """How many long records are not to be kept as they are, or are longer than `most` of their kind; where each begins,
+    as far as `found` has room; how many there are of each kind."""
     at = 0
     count = 0
     while at < end:
@@ -173,12 +194,13 @@ def _find(words: Words, end: int, how: npt.NDArray[np.uint8], counts: Ints, foun
             at += 2
         else:
             kind = (word >> 19) & 0xFF
+            size = 1 + (word & 0x7FFFF)
             counts[kind] += 1
-            if how[kind]:
+            if how[kind] or 0 < most[kind] < size:
                 if count < len(found):
                     found[count] = at
                 count += 1
-            at += 1 + (word & 0x7FFFF)
+            at += size
     return count
 
 

@@ -2,7 +2,7 @@
 
     taken out   names of engines (they become engine1, engine2, ...), process numbers, boot and recording ids, the wall
                 clock, UUIDs of devices, names of pages (replaced, see `share_words`), whatever an engine said of itself
-                beyond what `share_said` knows, records of kinds that this kvmon does not know
+                beyond what `share_said` knows, records and fields that this kvmon does not know
     kept        every event with its time on the engine's clock, requests by their numbers, classes by theirs, lengths,
                 sizes, versions
 
@@ -20,47 +20,67 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, Tail
-from kvmon.capture.share_said import shared_config, shared_pool
+from kvmon.capture.share_said import shared_config, shared_pool, shared_reason
 from kvmon.capture.share_words import PageNames, clean_frames, clean_records, count_kinds
-from kvmon.events import Event, Kind
+from kvmon.events import FIELDS, Event, Kind
 from kvmon.state import StreamState
 from kvmon.state.frames import whole_records
 from kvmon.state.pool import PoolState
 
-__all__ = ["Shared", "Sharer"]
+__all__ = ["Shared", "SharedStream", "Sharer"]
+
+Words = npt.NDArray[np.uint32]
 
 _NOWHERE = bytes(16)
+_KINDS = frozenset(Kind)
+
+
+@dataclass
+class SharedStream:
+    """What one stream of a bundle says of itself.
+
+    was     the name that its engine has in the source: for the maker's eyes, and not in the bundle
+    said    each description of the engine that stands in it, once; `pools` the same by the number of the pool
+    """
+
+    name: str
+    was: str
+    said: list[dict[str, Any]] = field(default_factory=list)
+    pools: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        pools = {str(number): said for number, said in sorted(self.pools.items())}
+        return {"name": self.name, "was": self.was, "said": self.said, "pools": pools}
 
 
 @dataclass
 class Shared:
     """What a bundle contains, and what was taken out.
 
-    engines     new name -> old name
-    configs     what each engine still says of itself, by the new name of its stream
-    pools       the same of its pools
-    records     how many records there are of each kind; units are in `units`
+    streams     in the order of the file
+    records     how many records there are of each kind beside those of units
     removed     what was taken out or replaced, in words, and how often
+    engine_keys keys of what engines said of themselves that are left out or cut; `pool_keys` of pools
     """
 
-    engines: dict[str, str] = field(default_factory=dict)
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pools: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    streams: list[SharedStream] = field(default_factory=list)
     records: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
+    engine_keys: Counter[str] = field(default_factory=Counter)
+    pool_keys: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; the old names of engines are for its maker's eyes and not in the bundle."""
+        """For machines."""
         return {
-            "engines": self.engines,
-            "configs": self.configs,
-            "pools": {
-                name: {str(number): info for number, info in pools.items()} for name, pools in self.pools.items()
-            },
+            "streams": [stream.as_json() for stream in self.streams],
             "records": dict(sorted(self.records.items())),
-            "removed": dict(sorted(self.removed.items())),
+            "removed": {what: count for what, count in sorted(self.removed.items()) if count},
+            "removed_of_engines": dict(sorted(self.engine_keys.items())),
+            "removed_of_pools": dict(sorted(self.pool_keys.items())),
         }
 
 
@@ -80,69 +100,71 @@ class Sharer:
         self._keep_names = keep_names
         self._keep_time = keep_time
         self._names = PageNames(secrets.token_bytes(32) if secret is None else secret)
-        self._stream = ""
+        self._new_names: dict[str, str] = {}
+        self._stream = SharedStream("", "")
         self._texts: dict[tuple[int, str], str] = {}
 
     def facts(self, facts: StreamFacts) -> StreamFacts:
         """The next stream begins; what may be known of it."""
         removed = self.shared.removed
         engine = facts.engine if self._keep_names else self._new_name(facts.engine)
-        removed["process number, boot id and id of the recording"] += 1
-        if not self._keep_names:
-            removed["name of an engine"] += 1
+        removed["name of an engine"] += engine != facts.engine
+        removed["process number, boot id and id of the recording"] += bool(
+            facts.pid or any(facts.boot_id) or any(facts.epoch)
+        )
         wall, mono = facts.wall_ns, facts.mono_ns
         if wall and not self._keep_time:
             removed["wall clock: when it was recorded"] += 1
             wall, mono = 0, mono - wall + self._begin
         shared = replace(facts, engine=engine, epoch=_NOWHERE, boot_id=_NOWHERE, pid=0, wall_ns=wall, mono_ns=mono)
-        self._stream = shared.name
+        self._stream = SharedStream(shared.name, facts.name)
+        self.shared.streams.append(self._stream)
         self._texts.clear()
         return shared
 
     def piece(self, piece: Piece) -> Piece | None:
         """The next piece of the stream; None where nothing of it is left."""
         if isinstance(piece, Hole):
-            return piece
+            return replace(piece, reason=shared_reason(piece.reason), frame=_whole(piece.frame))
         if isinstance(piece, Tail):
-            words, renamed = clean_records(piece.words[: whole_records(piece.words)], self._names, self._rewrite)
+            words = piece.words[: whole_records(piece.words)]
+            self._unknown(words)
+            words, renamed = clean_records(words, self._names, self._rewrite)
             self._count(words, renamed)
             return Tail(words) if len(words) else None
-        self._unknown(piece)
+        self._unknown(piece.words)
         words, table, renamed = clean_frames(piece.words, piece.table, self._names, self._rewrite)
         self._count(words, renamed)
         return Frames(words, table)
 
     def state(self, state: StreamState) -> StreamState:
         """What came before the first frame of the stream."""
-        if state.config:
-            state.config = json.loads(self._config(json.dumps(state.config)))
+        state.config = json.loads(self._config(json.dumps(state.config))) if state.config else {}
         for number, pool in list(state.pools.items()):
             state.pools[number] = PoolState(number, json.loads(self._pool(number, json.dumps(pool.info))), state)
         for device, sample in list(state.device_samples.items()):
-            state.device_samples[device] = replace(sample, uuid="")
             self._device(sample.uuid)
+            state.device_samples[device] = replace(sample, uuid="")
+        errors = [event for event in state.errors if event.kind is Kind.ENGINE_ERROR]
+        known = [known.name for known in FIELDS[Kind.ENGINE_ERROR]]
+        state.errors = [replace(event, fields={name: event.fields[name] for name in known}) for event in errors]
         return state
 
     # -- inside --
 
     def _new_name(self, engine: str) -> str:
-        for new, old in self.shared.engines.items():
-            if old == engine:
-                return new
-        new = f"engine{len(self.shared.engines) + 1}"
-        self.shared.engines[new] = engine
-        return new
+        return self._new_names.setdefault(engine, f"engine{len(self._new_names) + 1}")
 
-    def _count(self, words: Any, renamed: int) -> None:
+    def _count(self, words: Words, renamed: int) -> None:
         counts = count_kinds(words)
         for kind in np.flatnonzero(counts).tolist():
             self.shared.records[Kind(kind).name.lower()] += int(counts[kind])
         if renamed:
             self.shared.removed["names of pages: others that mean nothing, equal ones stay equal"] += renamed
 
-    def _unknown(self, piece: Frames) -> None:
-        counts = count_kinds(piece.words)
-        strange = sum(int(counts[kind]) for kind in np.flatnonzero(counts).tolist() if kind not in set(Kind))
+    def _unknown(self, words: Words) -> None:
+        counts = count_kinds(words)
+        strange = sum(int(counts[kind]) for kind in np.flatnonzero(counts).tolist() if kind not in _KINDS)
         if strange:
             self.shared.removed["records of kinds that this kvmon does not know"] += strange
 
@@ -163,21 +185,26 @@ class Sharer:
 
     def _config(self, text: str) -> str:
         kept, removed = shared_config(_object(text))
-        self.shared.configs[self._stream] = kept
-        for key in removed:
-            self.shared.removed[f"what the engine says of itself: {key}"] += 1
+        if kept not in self._stream.said:
+            self._stream.said.append(kept)
+        self.shared.engine_keys.update(removed)
         return json.dumps(kept, separators=(",", ":"))
 
     def _pool(self, number: int, text: str) -> str:
         kept, removed = shared_pool(number, _object(text))
-        self.shared.pools.setdefault(self._stream, {})[number] = kept
-        for key in removed:
-            self.shared.removed[f"what a pool says of itself: {key}"] += 1
+        said = self._stream.pools.setdefault(number, [])
+        if kept not in said:
+            said.append(kept)
+        self.shared.pool_keys.update(removed)
         return json.dumps(kept, separators=(",", ":"))
 
     def _device(self, uuid: str) -> None:
         if uuid:
             self.shared.removed["UUID of a device"] += 1
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _with(event: Event, **values: Any) -> Event:
@@ -189,6 +216,6 @@ def _with(event: Event, **values: Any) -> Event:
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvmon.capture.copying import Copied
     from kvmon.capture.sharing import Shared
 
-__all__ = ["as_json", "as_text", "command", "parse_duration", "progress_of_words"]
+__all__ = ["as_json", "as_text", "command", "hole_lines", "parse_duration", "progress_of_words", "size_text"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
@@ -32,22 +32,22 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$", re.IGNORECASE)
 
 @click.command("capture")
 @click.argument("directory", metavar="SOURCE", type=click.Path(path_type=Path, readable=False))
-@output_option("-o", "--output", required=True, help="The file to write, X.kvmon.")
+@output_option("-o", "--output", help="The file to write, X.kvmon.")
 @click.option(
     "--stream", "streams", multiple=True, help="Only this stream, by the name of its directory; may be repeated."
 )
 @click.option(
     "--last", metavar="TIME", help="Only the last TIME before the end of each stream, such as 90s, 10m or 2h."
 )
-@click.option("--share", is_flag=True, help="Make it fit for a public bug report: see below.")
-@click.option("--keep-names", is_flag=True, help="--share: names of engines stay.")
-@click.option("--keep-time", is_flag=True, help="--share: the wall clock stays.")
-@click.option("--dry-run", is_flag=True, help="--share: say what it would contain, and write nothing.")
+@click.option("--share", is_flag=True, help="Make it fit for a public bug report: see above.")
+@click.option("--keep-names", is_flag=True, help="With --share: names of engines stay.")
+@click.option("--keep-time", is_flag=True, help="With --share: the wall clock stays.")
+@click.option("--dry-run", is_flag=True, help="With --share: list what it would contain, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option("--json", "json_", is_flag=True, help="Print the summary as one JSON object.")
 def command(
     directory: Path,
-    output: Path,
+    output: Path | None,
     streams: tuple[str, ...],
     last: str | None,
     share: bool,
@@ -62,12 +62,14 @@ def command(
     Works while the engine runs and after it died. Each life of an engine becomes a stream of its own. With --last, a
     stream begins with the segment in which that time lies; the state before it is kept, so that nothing is unknown.
 
-    With --share, everything that could name a person, a machine or a text is taken out: names of engines, process
-    numbers, boot ids, the wall clock, UUIDs of GPUs, names of pages, and whatever an engine says of itself that kvmon
-    does not know. SOURCE may be a capture then. What is left and what went is listed before the file has its name. A
-    diagnosis finds the same in both.
+    With --share, the file fits into a public bug report: everything that could name a person, a machine or a text is
+    taken out (names of engines and models, process numbers, boot ids, the wall clock, UUIDs of GPUs, names of pages,
+    and whatever an engine says of itself that kvmon does not know), and a diagnosis finds the same. What is in it and
+    what went is listed before the file has its name; --dry-run lists and writes nothing. SOURCE may be a capture then.
     """
     last_ns = None if last is None else round(parse_duration(last) * 1e9)
+    if output is None and not (share and dry_run):
+        raise ConfigError("give the file to write: --output X.kvmon")
     if share:
         from kvmon.cli.capture_share import write_shared
 
@@ -79,6 +81,7 @@ def command(
     for given, flag in ((keep_names, "--keep-names"), (keep_time, "--keep-time"), (dry_run, "--dry-run")):
         if given:
             raise ConfigError(f"{flag} belongs to --share: give that too, or leave it out")
+    assert output is not None
     from kvmon.capture import CaptureWriter
     from kvmon.capture.copying import copy_recording, select_streams
 
@@ -115,22 +118,34 @@ def as_text(output: Path, copied: Sequence[Copied]) -> str:
     each = f", {size / operations:.2f} bytes a unit-operation" if operations else ""
     lines = [f"{output}: {format_bytes(size)}, {counted(len(copied), 'stream')}{each}"]
     for stream in copied:
-        sink = stream.sink
-        seconds = ((sink.last_time_ns or 0) - (sink.first_time_ns or 0)) / 1e9
-        lines.append(
-            f"  {stream.facts.name} ({_life(stream)}): {format_count(sink.frames)} frames, "
-            f"{format_count(sink.unit_operations)} unit-operations, {format_duration(seconds)}"
-        )
-        lines += [f"    {_hole(hole.reason, hole.frame, hole.frames)}" for hole in stream.holes]
+        lines.append(f"  {stream.facts.name} ({_life(stream)}): {size_text(stream)}")
+        lines += hole_lines(stream)
     return "\n".join(lines)
 
 
-def as_json(output: Path, copied: Sequence[Copied], shared: Shared | None = None) -> str:
-    """The summary for machines."""
-    size = output.stat().st_size if output.exists() else 0
+def size_text(stream: Copied) -> str:
+    """How much there is of a stream."""
+    sink = stream.sink
+    seconds = ((sink.last_time_ns or 0) - (sink.first_time_ns or 0)) / 1e9
+    return (
+        f"{counted(sink.frames, 'frame')}, {counted(sink.unit_operations, 'unit-operation')}, "
+        f"{format_duration(seconds)}"
+    )
+
+
+def hole_lines(stream: Copied) -> list[str]:
+    """A line for each hole of a stream."""
+    return [f"    {_hole(hole.reason, hole.frame, hole.frames)}" for hole in stream.holes]
+
+
+def as_json(
+    output: Path | None, copied: Sequence[Copied], shared: Shared | None = None, size: int | None = None
+) -> str:
+    """The summary for machines; `size` in bytes, where the file has not the name `output`."""
+    size = output.stat().st_size if size is None and output is not None else size or 0
     operations = sum(stream.sink.unit_operations for stream in copied)
     value: dict[str, Any] = {
-        "path": str(output),
+        "path": None if output is None else str(output),
         "bytes": size,
         "unit_operations": operations,
         "bytes_per_unit_operation": size / operations if operations else None,

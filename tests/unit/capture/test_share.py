@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmon.adapters.described import engine_config, pool_info
+from kvmon.adapters.registry import ADAPTERS
+from kvmon.adapters.settings import CLASSES
 from kvmon.allocators import ContiguousConfig, PagedConfig
+from kvmon.allocators.config import EVICTIONS, PLACEMENTS, RECLAIMS, RESERVATIONS
 from kvmon.capture import CaptureReader, CaptureWriter, Frames, Hole, StreamFacts, Tail
 from kvmon.capture.copying import copy_capture, copy_recording
 from kvmon.capture.share_said import shared_config, shared_pool
@@ -24,6 +28,10 @@ from kvmon.events import Event, Kind, decode, encode
 from kvmon.events.wire import LONG
 from kvmon.replay.findings import diagnose_path
 from kvmon.serving import SchedulerConfig
+from kvmon.serving.config import _CHOICES
+from kvmon.serving.faults import Faults
+from kvmon.serving.scenarios import names as scenario_names
+from kvmon.serving.step_time import StepTime
 from kvmon.state import scan
 from kvmon.state.watch import SEEN_BITS
 from tests.unit.adapters.driven import OPTIONS
@@ -85,8 +93,42 @@ def test_only_what_is_known_to_name_nobody_is_kept() -> None:
     assert sorted(removed) == sorted([*PRIVATE, "watermark"])
     kept, removed = shared_pool(3, {"name": "acme", "capacity_units": 7, "owner": "ana", "layout": "paged"})
     assert kept == {"name": "pool3", "capacity_units": 7, "layout": "paged"}
-    assert removed == ["name 'acme'", "owner"]
+    assert removed == ["name", "owner"]
     assert shared_pool(1, {"name": "kv", "group_kinds": ["FullAttentionSpec", "AcmeSpec"]})[1] == ["group_kinds"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("0.11.1", "0.11.1"),
+        ("0.11.1rc2.dev42", "0.11.1rc2.dev42"),
+        ("2.13.0+cu128", "2.13.0+cu128"),
+        ("0.11.1.dev42+gdeadbeef.acme", "0.11.1.dev42"),
+        ("3.12.3-acme", "3.12.3"),
+        ("acme", None),
+        (7, None),
+    ],
+)
+def test_a_version_keeps_its_numbers(said: Any, kept: str | None) -> None:
+    """What a builder put behind them may name a company, a branch or a commit."""
+    assert shared_config({"engine_version": said}) == (
+        {} if kept is None else {"engine_version": kept},
+        [] if kept == said else ["engine_version"],
+    )
+
+
+def test_words_that_kvmon_chose_are_known() -> None:
+    """Names of scenarios, and every choice of its own engines, so that a new one is not forgotten here."""
+    words = {
+        "scenario": scenario_names(), "allocator": ["paged", *PLACEMENTS], "eviction": EVICTIONS, "reclaim": RECLAIMS,
+        "class_by": CLASSES, "adapter": ADAPTERS, **_CHOICES, "admission": _CHOICES["admit_by"],
+    }  # fmt: skip
+    words.pop("admit_by")
+    for key, values in words.items():
+        for value in values:
+            assert shared_config({key: value}) == ({key: value}, [])
+    assert all(shared_config({"reserve": "chunk:8" if one == "chunk" else one})[1] == [] for one in RESERVATIONS)
+    assert shared_config({"step_time_ns": asdict(StepTime()), "faults": asdict(Faults())})[1] == []
 
 
 @pytest.mark.parametrize("allocator", [PagedConfig(40, 4, quotas=((0, 0.3),)), ContiguousConfig(64, 4, 8)])
@@ -196,7 +238,9 @@ def test_the_end_of_a_recording_is_shared_with_its_state(tmp_path: Path) -> None
             copy_recording(streams, writer, last_ns=10**8, share=share)
     (one,), (other,) = diagnose_path(tmp_path / "plain.kvmon"), diagnose_path(tmp_path / "shared.kvmon")
     assert other.state.converged and one.state.pools[1].units == other.state.pools[1].units
-    assert other.state.config == {name: value for name, value in one.state.config.items() if name != "engine"}
+    assert other.state.config == {
+        name: value for name, value in one.state.config.items() if name not in ("engine", "adapter")
+    }
     with CaptureReader(tmp_path / "shared.kvmon") as reader:
         (stream,) = reader.streams
         state, _ = reader.begin(stream)
@@ -219,16 +263,19 @@ def test_the_list_is_of_what_is_there(tmp_path: Path) -> None:
                 if event.kind > 9:
                     counts[event.kind.name.lower()] = counts.get(event.kind.name.lower(), 0) + 1
     assert counts == dict(sharer.shared.records)
-    assert sharer.shared.configs == {"engine1-0": state.config}
-    assert sharer.shared.pools == {"engine1-0": {1: state.pools[1].info}}
+    (stream,) = sharer.shared.streams
+    assert (stream.name, stream.was) == ("engine1-0", "sim-0")
+    assert stream.said == [state.config] and stream.pools == {1: [state.pools[1].info]}
 
 
 def test_holes_and_tails_are_part_of_it() -> None:
     """A hole stays; a tail keeps its whole records, and nothing of one that was being written."""
     sharer = Sharer(0, secret=SECRET)
     sharer.facts(StreamFacts("x"))
-    hole = Hole("frames are missing", 3, 2)
-    assert sharer.piece(hole) is hole
+    hole = Hole("chunks of the capture are lost here", 3, 2, damaged=True)
+    assert sharer.piece(hole) == hole
+    named = sharer.piece(Hole("/home/ana/rec/1.seg is lost", 3, 2, damaged=True))
+    assert named == Hole("something is missing here", 3, 2, damaged=True)
     whole = encode(Kind.ALLOC, units=[1, 2])
     tail = sharer.piece(Tail(np.array([*whole, *encode(Kind.ENGINE_CONFIG, text="secret")[:2]], np.uint32)))
     assert isinstance(tail, Tail) and tail.words.tolist() == whole
