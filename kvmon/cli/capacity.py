@@ -125,17 +125,17 @@ def _shape(options: dict[str, Any]) -> ModelShape:
     from kvmon.serving.model_shape import model_shape, shape_of_config
     from kvmon.serving.model_shape.known import ELEMENT_BYTES
 
-    path = options["config"]
+    path, kind = options["config"], options["kv_dtype"]
+    if kind is not None and kind not in ELEMENT_BYTES:
+        raise ConfigError(f"'{kind}' is no type of a cache: choose {', '.join(ELEMENT_BYTES)}")
+    size = None if kind is None else ELEMENT_BYTES[kind]
     if path is not None:
-        shape = shape_of_config(path / "config.json" if path.is_dir() else path)
+        shape = shape_of_config(path / "config.json" if path.is_dir() else path, size)
     else:
         shape = model_shape(options["shape"])
-    kind = options["kv_dtype"]
-    if kind is None:
+    if size is None or (shape.element_bytes == size and shape.name.endswith(f"-{kind}")):
         return shape
-    if kind not in ELEMENT_BYTES:
-        raise ConfigError(f"'{kind}' is no type of a cache: choose {', '.join(ELEMENT_BYTES)}")
-    return shape.with_element_bytes(ELEMENT_BYTES[kind], kind)
+    return shape.with_element_bytes(size, kind)
 
 
 def _memory(options: dict[str, Any]) -> GpuMemory | None:

@@ -218,6 +218,8 @@ def _notes(said: dict[str, Any]) -> list[str]:
         notes.append(f"{never:,} of the requests can never fit.")
     if any(row.get("pages") is None for row in rows) and said["pool_bytes_a_gpu"] is not None:
         notes.append("Both kinds of layers share the pool, so how many pages of each there are depends on the lengths.")
+    if said["window_layers"] and said["pool_bytes_a_gpu"] is not None:
+        notes.append("Layers that slide take what their window needs: an engine that keeps more of them holds fewer.")
     if said["pool_bytes_a_gpu"] is not None:
         notes.append("Requests share nothing here and hold their full length; an engine may keep a page for itself.")
     if said["gpu_memory"] and said["gpu_memory"]["unknown"]:

@@ -105,7 +105,9 @@ class Plan:
         """Requests of so many tokens that fit at once; they share nothing."""
         if tokens < 1:
             raise ConfigError(f"a request of {tokens} tokens is none: give at least 1")
-        return int(self.capacity_bytes // self.sequence_bytes(np.array([tokens], np.int64))[0])
+        if tokens > MOST_TOKENS:
+            raise ConfigError(f"a request of {tokens:,} tokens is none: give at most {MOST_TOKENS:,}")
+        return self.capacity_bytes // int(self.sequence_bytes(np.array([tokens], np.int64))[0])
 
     def requests_of_mix(self, lengths: Lengths) -> float:
         """Requests of these lengths that fit at once, each with all of its tokens: capacity / mean bytes."""
@@ -136,8 +138,8 @@ def plan(shape: ModelShape, capacity_bytes: int, page_tokens: int, *, shards: in
 
     Raises ConfigError for a page that is none, and for a pool that does not hold one page of each kind.
     """
-    if page_tokens < 1:
-        raise ConfigError(f"a page of {page_tokens} tokens is none: give at least 1")
+    if not 1 <= page_tokens <= MOST_TOKENS:
+        raise ConfigError(f"a page of {page_tokens} tokens is none: give 1 to {MOST_TOKENS:,}")
     made = Plan(shape.on_one_of(shards), capacity_bytes, page_tokens)
     least = made.page_bytes + made.window_page_bytes
     if capacity_bytes < least:

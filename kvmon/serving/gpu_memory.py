@@ -19,6 +19,7 @@ from kvmon.errors import ConfigError, InputError
 __all__ = ["GpuMemory", "weights_of"]
 
 _INDEX = "model.safetensors.index.json"
+_WHOLE = "model.safetensors"  # the same weights may lie beside it in another layout
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def weights_of(directory: Path) -> int:
             size = json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"]
             if isinstance(size, int) and size > 0:
                 return size
-        sizes = [file.stat().st_size for file in directory.glob("*.safetensors")]
+        whole = directory / _WHOLE
+        files = [whole] if whole.is_file() else list(directory.glob("*.safetensors"))
+        sizes = [file.stat().st_size for file in files]
     except OSError as error:
         raise InputError(f"cannot read {directory}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError):

@@ -17,6 +17,8 @@ from kvmon.errors import ConfigError
 
 __all__ = ["ModelShape", "kv_bytes_per_token", "latent", "standard"]
 
+_MOST_BYTES = 1 << 31  # of a token
+
 
 def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, element_bytes: int) -> int:
     """Bytes of keys and values that one token of standard attention takes."""
@@ -49,6 +51,8 @@ class ModelShape:
             raise ConfigError(f"{self.name} has no layer that keeps anything: give at least 1 layer")
         if self.layer_elements < 1 or self.element_bytes < 1:
             raise ConfigError(f"{self.name}: a layer that keeps 0 bytes of a token is none: give numbers of at least 1")
+        if self.bytes_per_token + self.window_bytes_per_token > _MOST_BYTES:
+            raise ConfigError(f"{self.name}: a token of more than {_MOST_BYTES:,} bytes is none: give smaller numbers")
         if (self.window_layers > 0) != (self.window_tokens > 0):
             raise ConfigError(f"{self.name}: a window and the layers that have it go together: give both or neither")
 
@@ -82,7 +86,10 @@ class ModelShape:
         if not self.kv_heads or shards == 1:
             return self
         if self.kv_heads % shards and shards % self.kv_heads:
-            raise ConfigError(f"{self.name} has {self.kv_heads} KV heads, which {shards} shards cannot share evenly")
+            raise ConfigError(
+                f"{self.name} has {self.kv_heads} KV heads, which {shards} shards cannot share evenly: give a "
+                "number that divides them, or a multiple of them"
+            )
         heads = max(self.kv_heads // shards, 1)
         return replace(self, layer_elements=self.layer_elements // self.kv_heads * heads, kv_heads=heads)
 

@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmon.allocators import PagedConfig
 from kvmon.errors import ConfigError, InputError
+from kvmon.replay.capacity_run import Ran, run_capacity
+from kvmon.serving import SchedulerConfig, Workload
 from kvmon.serving.capacity import MOST_TOKENS, Lengths, Plan, plan, tail_ratio
 from kvmon.serving.gpu_memory import GpuMemory, weights_of
 from kvmon.serving.model_shape import ModelShape, model_shape
+from kvmon.serving.scenarios import Setup
 from kvmon.serving.traces import read_trace
 
 GIB = 1 << 30
@@ -116,6 +120,44 @@ def test_tail_waste_of_public_traces(traces: Path, trace: str, expected: tuple[f
         assert tail_ratio(lengths, page) == pytest.approx(share, abs=0.001)
 
 
+def ran_at_once(pool: PagedConfig, requests: int, prompt: int, output: int) -> Ran:
+    """Equal requests that arrive together, run to their end by the simulator."""
+    each, none = np.ones(requests, np.int32), np.zeros(requests, np.int64)
+    work = Workload(none, prompt * each, output * each, output * each, 0 * each)
+    scheduler = SchedulerConfig(token_budget=1 << 20, max_sequences=1 << 12, admit_by="full")
+    return run_capacity(Setup(work, pool, scheduler, token_bytes=8))
+
+
+@pytest.mark.parametrize("page", [1, 16, 48])
+@pytest.mark.parametrize("total", [3, 47, 48, 49, 96, 700])
+def test_as_many_requests_hold_memory_at_once_as_were_promised(page: int, total: int) -> None:
+    """In the simulator's own allocator, so many of that length run at once and no more; the longest fits, alone."""
+    shape = model_shape("1,2,2,1")
+    made = plan(shape, 2000 * shape.bytes_per_token, page)
+    assert made.pages is not None and made.longest is not None
+    pool = PagedConfig(made.pages, page, prefix_cache=False)
+    many = made.requests_of(total)
+    for requests in (many, many + 1):
+        ran = ran_at_once(pool, requests, total - 2, 2)
+        assert (ran.most_running, ran.result.completed) == (many, requests)
+    for tokens, completed in ((made.longest, 1), (made.longest + 1, 0)):
+        result = ran_at_once(pool, 1, tokens - 2, 2).result
+        assert (result.completed, result.refused) == (completed, 1 - completed)
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    """What no memory can hold does not overflow."""
+    with pytest.raises(ConfigError, match="bytes is none"):
+        model_shape("999999999,999999999,999999999,9")
+    with pytest.raises(ConfigError, match="is none"):
+        plan(model_shape("llama-3.1-8b"), GIB, MOST_TOKENS + 1)
+    with pytest.raises(ConfigError, match="at most"):
+        plan(model_shape("llama-3.1-8b"), GIB, 16).requests_of(MOST_TOKENS + 1)
+    huge = plan(model_shape("gemma-3-27b"), 1 << 90, 16)
+    assert huge.longest is None and huge.requests_of(100) == (1 << 90) // sequence_bytes(huge, 100)
+    assert huge.never_fit(Lengths(np.array([5]), np.array([5]))) == 0
+
+
 def test_shards_share_heads_and_copy_what_is_none() -> None:
     """Half the heads on each of two; one head on each of sixteen that share eight; latent attention on every one."""
     shape = model_shape("llama-3.1-8b")
@@ -149,6 +191,8 @@ def test_weights_are_what_the_files_hold(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(bytes(100))
     (tmp_path / "b.safetensors").write_bytes(bytes(50))
     assert weights_of(tmp_path) == 150
+    (tmp_path / "model.safetensors").write_bytes(bytes(120))
+    assert weights_of(tmp_path) == 120  # others beside it hold the same in another layout
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 140}}))
     assert weights_of(tmp_path) == 140
     (tmp_path / "model.safetensors.index.json").write_text("{}")
