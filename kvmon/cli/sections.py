@@ -23,7 +23,8 @@ class SectionedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each section's options under its heading."""
         records = {
-            str(parameter.name): record
+            # click names its own option differently from version to version
+            "help" if "--help" in parameter.opts else str(parameter.name): record
             for parameter in self.get_params(ctx)
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None
         }

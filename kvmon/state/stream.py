@@ -391,8 +391,8 @@ class StreamState:
     def _pool_attached(self, event: Event, pool: int) -> None:
         number, info = event.fields["pool"], _json(event.fields["text"])
         if number in self.pools and event.fields["restated"]:
-            if int(info.get("capacity_units", 0)) != self.pools[number].capacity_units and _sound(number, info):
-                self._resize(number, int(info["capacity_units"]))  # it changed within a gap
+            if _sound(number, info) and info["capacity_units"] != self.pools[number].capacity_units:
+                self._resize(number, info["capacity_units"])  # it changed within a gap
             return
         if not _sound(number, info):
             self._note_here(FaultKind.UNKNOWN_POOL, number)
@@ -567,7 +567,11 @@ class StreamState:
 
 
 def _sound(number: int, info: dict[str, Any]) -> bool:
-    return 1 <= number <= MAX_POOLS and 0 < int(info.get("capacity_units", 0)) < _LARGEST_POOL
+    """Whether a pool is possible, whatever somebody wrote of it."""
+    numbers = [info.get(name, 1) for name in ("unit_tokens", "unit_bytes", "groups")]
+    capacity = info.get("capacity_units", 0)
+    whole = all(isinstance(number, int) for number in (capacity, *numbers))
+    return whole and 1 <= number <= MAX_POOLS and 0 < capacity < _LARGEST_POOL
 
 
 def _json(text: str) -> dict[str, Any]:

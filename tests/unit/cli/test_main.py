@@ -71,6 +71,15 @@ def test_every_listed_verb_loads() -> None:
         assert main.run([name, "--help"]) == 0
 
 
+@pytest.mark.parametrize("verb", ["simulate", "capacity"])
+def test_help_stands_under_the_heading_that_names_it(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options under headings: --help is among the output's, and no heading is left over for it."""
+    assert main.run([verb, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "--help" in page.partition("\nOutput:\n")[2].partition("\n\n")[0]
+    assert "\nOptions:" not in page
+
+
 def test_a_verb_without_a_module_is_not_listed() -> None:
     """A verb of the table whose module is missing is neither listed nor found."""
     group = main.VerbGroup({"ghost": main.Verb("kvmon.cli.no_such_module:command", "Never.")}, help="", epilog="")

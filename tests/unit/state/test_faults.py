@@ -198,6 +198,16 @@ CASES: dict[str, Case] = {
         FaultKind.UNKNOWN_POOL,
         {"pool": 2},
     ),
+    "a pool whose numbers are none": Case(
+        [[Wrong(encode(Kind.POOL_ATTACHED, pool=2, restated=0, text='{"capacity_units": 9, "unit_tokens": "many"}'))]],
+        FaultKind.UNKNOWN_POOL,
+        {"pool": 2},
+    ),
+    "a pool whose capacity is a word": Case(
+        [[Wrong(encode(Kind.POOL_ATTACHED, pool=2, restated=0, text='{"capacity_units": "many"}'))]],
+        FaultKind.UNKNOWN_POOL,
+        {"pool": 2},
+    ),
     "a pool changes that was never attached": Case(
         [[Wrong(encode(Kind.POOL_CHANGED, pool=3, capacity_units=4))]], FaultKind.UNKNOWN_POOL, {"pool": 3}
     ),
