@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from kvmon.allocators.config import PLACEMENTS, AllocatorConfig, ContiguousConfig, PagedConfig, parse_reserve
+from kvmon.allocators.config import EVICTIONS, PLACEMENTS, AllocatorConfig, ContiguousConfig, PagedConfig, parse_reserve
 from kvmon.errors import ConfigError, InputError
 from kvmon.probe import PoolInfo
 from kvmon.serving.config import SchedulerConfig
@@ -206,12 +206,16 @@ def _allocator(config: Mapping[str, Any], pools: Mapping[int, Mapping[str, Any]]
             else f"its {groups} groups of layers are run as two, one of them with a window of {window} tokens"
         )
         window = 0 if cached else window
-    evict = str(config.get("eviction", "lru"))
+    evict = str(config.get("eviction", "lru")) if cached else "lru"
+    if evict not in EVICTIONS:
+        if evict != "none":
+            notes.append(f"its eviction '{evict}' is run as lru")
+        evict = "lru"
     return PagedConfig(
         units,
         tokens,
         prefix_cache=cached,
-        evict=evict if cached and evict != "none" else "lru",
+        evict=evict,
         reclaim=str(config.get("reclaim", "on-demand")),
         pin_after_hits=int(config.get("pin_after_hits", 0)),
         pin_share=float(config.get("pin_share", 0.0)),

@@ -27,6 +27,8 @@ __all__ = ["Calibration", "calibrate", "follow_setup"]
 
 Ints = npt.NDArray[np.int64]
 
+_OURS = "reference"  # the adapter of the reference engine and of the simulator
+
 # Where a replay is close enough that its answers can be relied upon without a word.
 GOOD_CURVE = 0.03  # mean distance of the memory curves, share of the pool
 GOOD_PEAK = 0.05  # of the pool
@@ -43,8 +45,11 @@ class Calibration:
     quality             `exact`: the same allocations in every step; `good` or `poor`: see `reasons`
     reasons             what is far off, one line each
     steps               steps of the recording in which somebody was there
-    different_steps     those of them in which the replay did anything else, or None where the engine does not say which
-                        units; `first_different_ns` is when
+    different_steps     those of them in which the replay did anything else; None for engines that are not ours, whose
+                        events of one step stand in another order
+    other_memory_steps  those of them in which requests held another number of units at most, or at the end; None where
+                        units are not told
+    first_different_ns  the first step that is not the same, by the most that can be told
     curve_mean_ratio, curve_most_ratio  distance of the memory in use, as a share of the pool: mean over time, largest
     recorded, replayed  the outcomes
     """
@@ -53,6 +58,7 @@ class Calibration:
     reasons: tuple[str, ...]
     steps: int
     different_steps: int | None
+    other_memory_steps: int | None
     first_different_ns: int | None
     curve_mean_ratio: float | None
     curve_most_ratio: float | None
@@ -71,6 +77,7 @@ class Calibration:
             "reasons": list(self.reasons),
             "steps": self.steps,
             "different_steps": self.different_steps,
+            "other_memory_steps": self.other_memory_steps,
             "first_different_ns": self.first_different_ns,
             "curve_mean_ratio": self.curve_mean_ratio,
             "curve_most_ratio": self.curve_most_ratio,
@@ -115,20 +122,27 @@ def _compared(recording: Recording, recorded: Outcome, replayed: Outcome, trail:
     here, there = _paired(before.start, trail.start)
     same = before.digest[here] == trail.digest[there]
     different = max(len(before), len(trail)) - int(same.sum()) + int(before.tail != trail.tail)
-    first = before.start[~_marked(len(before), here[same])]
-    mean = most = None
+    exact = different == 0 and not recording.demand.gaps
+    ours = exact or recording.stream.state.config.get("adapter") == _OURS
+    if not ours:  # another engine tells the events of a step in another order: memory alone can be compared
+        same = np.ones(len(here), np.bool_)
+    other = mean = most = None
     if recorded.peak_units is not None and len(here):
         distance = np.abs(before.most[here] - trail.most[there]) / recorded.capacity_units
         weight = np.maximum(before.duration[here], 1)
         mean, most = float(np.average(distance, weights=weight)), float(distance.max())
-    exact = different == 0 and not recording.demand.gaps
+        as_much = (before.held[here] == trail.held[there]) & (before.most[here] == trail.most[there])
+        other = len(before) - int(as_much.sum())
+        same = same if ours else as_much
+    first = before.start[~_marked(len(before), here[same])]
     reasons = () if exact else _reasons(recorded, replayed, mean, len(here) / max(len(before), 1))
     return Calibration(
         quality="exact" if exact else "poor" if reasons or recording.demand.gaps else "good",
         reasons=(*recording.demand.gaps, *reasons),
         steps=len(before),
-        different_steps=different,
-        first_different_ns=int(first[0]) if len(first) and different else None,
+        different_steps=different if ours else None,
+        other_memory_steps=other,
+        first_different_ns=int(first[0]) if len(first) else None,
         curve_mean_ratio=mean,
         curve_most_ratio=most,
         recorded=recorded,
