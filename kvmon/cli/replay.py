@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmon.cli.output_file import output_option
-from kvmon.cli.whatif import asked_of, what_if_options
+from kvmon.cli.whatif import answers, asked_of, parsed, read_asked, what_if_options
 from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
     from kvmon.diagnosis import Finding
     from kvmon.replay import StreamDiagnosis
+    from kvmon.replay.asked import Answered
 
-__all__ = ["command"]
+__all__ = ["SCHEMA", "command"]
 
+SCHEMA = 1
+"""Of what --json prints; fields may be added without a new one."""
 _DAMAGE_SHOWN = 5
 
 
@@ -61,34 +64,30 @@ def command(
     if stream is not None:
         raise ConfigError("--stream chooses what --at shows: give --at too")
     if html is not None:
-        if json_ or not asked.of_itself:
-            raise ConfigError("--html writes the report alone: ask for --json, --what-if and --sweep without it")
+        if json_:
+            raise ConfigError("--html writes a report and --json prints one: give one of them at a time")
         from kvmon.cli.replay_html import write_report
 
-        if write_report(path, html, force=force):
+        if write_report(path, html, asked, force=force):
             raise click.exceptions.Exit(1)
         return
     if force:
         raise ConfigError("--force is about the file of --html: give --html too")
-    from kvmon.cli.streams import read_recordings, read_streams
-    from kvmon.cli.whatif import answers
+    from kvmon.cli.streams import read_streams
     from kvmon.cli.whatif_output import print_answers
     from kvmon.diagnosis import HEALTHY
-    from kvmon.replay.asked import answered_json
 
-    recordings = [] if asked.nothing else [one for source in (path, *asked.also) for one in read_recordings(source)]
-    streams = read_streams(path) if asked.nothing else [recording.stream for recording in recordings]
-    answered = [] if asked.nothing else answers(recordings, asked)
+    parsed(asked)
+    read = [] if asked.nothing else read_asked(path, asked)
+    streams = read_streams(path) if asked.nothing else [recording.stream for recording, _ in read]
+    answered = None if asked.nothing else answers(read, asked)
     found = _ranked(streams)
     answer = found[0][1].verdict if found else HEALTHY
     if json_:
-        said = _as_json(path, answer, streams, found)
-        if not asked.nothing:
-            said["what_if"] = answered_json(answered)
-        click.echo(json.dumps(said, indent=2))
+        click.echo(json.dumps(_as_json(path, answer, streams, found, answered), indent=2))
     else:
         click.echo(_as_text(path, answer, streams, found))
-        print_answers(answered)
+        print_answers(answered or ())
     if found:
         raise click.exceptions.Exit(1)
 
@@ -129,8 +128,12 @@ def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
     return "\n".join(lines)
 
 
-def _as_json(path: Path, answer: str, streams: list[StreamDiagnosis], found: Found) -> dict[str, Any]:
+def _as_json(
+    path: Path, answer: str, streams: list[StreamDiagnosis], found: Found, answered: list[Answered] | None
+) -> dict[str, Any]:
+    """The object that docs/replay.md describes."""
     return {
+        "schema": SCHEMA,
         "path": str(path),
         "verdict": answer,
         "findings": [
@@ -151,4 +154,5 @@ def _as_json(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
             }
             for stream in streams
         ],
+        "what_if": None if answered is None else [one.to_json() for one in answered],
     }

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,10 @@ from kvmon.errors import ConfigError
 
 if TYPE_CHECKING:
     from kvmon.replay.asked import Answered
+    from kvmon.replay.changes import WhatIf
     from kvmon.replay.recordings import Recording
+
+    Read = tuple[Recording, str]
 
 __all__ = ["Asked", "answers", "asked_of", "what_if_options"]
 
@@ -88,22 +91,42 @@ def asked_of(options: dict[str, Any]) -> Asked:
     return asked
 
 
-def answers(recordings: list[Recording], asked: Asked) -> list[Answered]:
-    """What was asked, replayed. Raises ConfigError for an impossible change, InputError where nothing is to replay."""
-    from kvmon.cli.patience import patience
-    from kvmon.replay.asked import avoided, compared, swept
+def parsed(asked: Asked) -> list[WhatIf]:
+    """The changes that were asked for. Raises ConfigError for one that is none."""
     from kvmon.replay.changes import parse_what_if
     from kvmon.replay.sweep import parse_sweep
 
-    what_ifs = [parse_what_if(text) for text in asked.what_ifs]
+    return [
+        *(parse_what_if(text) for text in asked.what_ifs),
+        *(parse_sweep(asked.sweep) if asked.sweep is not None else ()),
+    ]
+
+
+def read_asked(path: Path, asked: Asked) -> list[Read]:
+    """Every stream of `path` and of what else a sweep is over, with the name of the file where there are several."""
+    from kvmon.cli.streams import read_recordings
+
+    return [
+        (recording, source.name if asked.also else "")
+        for source in (path, *asked.also)
+        for recording in read_recordings(source)
+    ]
+
+
+def answers(read: Sequence[Read], asked: Asked) -> list[Answered]:
+    """What was asked, replayed. Raises ConfigError for an impossible change, InputError where nothing is to replay."""
+    from kvmon.cli.patience import patience
+    from kvmon.replay.asked import avoided, compared, swept
+
+    what_ifs = parsed(asked)
+    recordings = [recording for recording, _ in read]
     with patience():
         if asked.of_itself:
             return avoided(recordings)
         if asked.sweep is None:
             return compared(recordings, what_ifs)
-    what_ifs += parse_sweep(asked.sweep)
     with _progress() as progress:
-        return swept(
+        found = swept(
             recordings,
             what_ifs,
             executor=asked.executor,
@@ -111,6 +134,7 @@ def answers(recordings: list[Recording], asked: Asked) -> list[Answered]:
             ray_address=os.environ.get("RAY_ADDRESS"),
             progress=progress,
         )
+    return [replace(one, source=source) for one, (_, source) in zip(found, read, strict=True)]
 
 
 @contextmanager

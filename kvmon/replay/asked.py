@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvmon.capture.pieces import StreamFacts
 from kvmon.errors import ConfigError, InputError
 from kvmon.replay.changes import WhatIf
 from kvmon.replay.proposals import Proposal, propose
 from kvmon.replay.recordings import Recording
 from kvmon.replay.sweep import Progress, sweep
-from kvmon.replay.whatif import SCHEMA_VERSION, Comparison, begin_comparison, compare
+from kvmon.replay.whatif import Comparison, begin_comparison, compare
 
-__all__ = ["MOST_STEPS", "Answered", "answered_json", "avoided", "compared", "swept"]
+__all__ = ["MOST_STEPS", "Answered", "avoided", "compared", "swept", "too_long"]
 
 MOST_STEPS = 200_000
 """Recordings with more steps are not replayed unless somebody asks: a few seconds is what nobody minds."""
@@ -25,35 +26,45 @@ MOST_STEPS = 200_000
 
 @dataclass(frozen=True)
 class Answered:
-    """Of one stream: what was compared, what would have avoided its findings, or why it cannot be replayed."""
+    """Of one stream: what was compared, what would have avoided its findings, or why it cannot be replayed.
 
-    name: str
+    facts       of the stream; two recordings of one life have the same
+    source      what it was read from, where there are several; else empty
+    """
+
+    facts: StreamFacts
     comparison: Comparison | None = None
     proposals: tuple[Proposal, ...] = ()
     missing: str = ""
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """Engine and rank, and the source where it is not the only one."""
+        return f"{self.facts.name} of {self.source}" if self.source else self.facts.name
 
     def to_json(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
         return {
-            "stream": self.name,
+            "engine": self.facts.engine,
+            "rank": self.facts.rank,
+            "source": self.source or None,
             "missing": self.missing or None,
             "comparison": None if self.comparison is None else self.comparison.to_json(),
             "proposals": [one.to_json() for one in self.proposals],
         }
 
 
-def answered_json(answered: Sequence[Answered]) -> dict[str, Any]:
-    """All streams, with the version of the schema."""
-    return {
-        "schema": "kvmon what-if",
-        "version": SCHEMA_VERSION,
-        "streams": [one.to_json() for one in answered],
-    }
+def too_long(steps: int) -> str:
+    """Why a recording of so many steps is not replayed unless somebody asks; empty where it is."""
+    if steps <= MOST_STEPS:
+        return ""
+    return f"{steps:,} steps are not replayed unless asked for: add --what-if pool=+25%, or another one"
 
 
 def compared(recordings: Sequence[Recording], what_ifs: Sequence[WhatIf]) -> list[Answered]:
     """Each stream with every what-if. Raises what the first one raised where no stream has an answer."""
-    return _each(recordings, lambda recording: Answered(recording.name, compare(recording, what_ifs)))
+    return _each(recordings, lambda recording: Answered(recording.stream.facts, compare(recording, what_ifs)))
 
 
 def swept(
@@ -71,9 +82,9 @@ def swept(
         recordings[0].demand.described()  # says what is missing
     found = iter(sweep(able, what_ifs, executor=executor, workers=workers, ray_address=ray_address, progress=progress))
     return [
-        Answered(recording.name, missing=_reason(recording))
+        Answered(recording.stream.facts, missing=_reason(recording))
         if recording.demand.missing
-        else Answered(recording.name, next(found))
+        else Answered(recording.stream.facts, next(found))
         for recording in recordings
     ]
 
@@ -86,14 +97,13 @@ def avoided(recordings: Sequence[Recording]) -> list[Answered]:
 def _avoided(recording: Recording) -> Answered:
     demand = recording.demand
     if demand.missing:
-        return Answered(recording.name, missing=_reason(recording))
-    if len(demand.steps) > MOST_STEPS:
-        said = f"{len(demand.steps):,} steps are not replayed unless asked for: add --what-if pool=+25%, or another one"
-        return Answered(recording.name, missing=said)
+        return Answered(recording.stream.facts, missing=_reason(recording))
+    if said := too_long(len(demand.steps)):
+        return Answered(recording.stream.facts, missing=said)
     begun = begin_comparison(recording)
     verdicts = dict.fromkeys(finding.verdict for finding in recording.stream.findings)
     proposals = (propose(verdict, demand, begun) for verdict in verdicts)
-    return Answered(recording.name, begun, tuple(one for one in proposals if one is not None))
+    return Answered(recording.stream.facts, begun, tuple(one for one in proposals if one is not None))
 
 
 def _each(recordings: Sequence[Recording], ask: Callable[[Recording], Answered]) -> list[Answered]:
@@ -104,7 +114,7 @@ def _each(recordings: Sequence[Recording], ask: Callable[[Recording], Answered])
             found.append(ask(recording))
         except (ConfigError, InputError) as error:
             first = first or error
-            found.append(Answered(recording.name, missing=str(error)))
+            found.append(Answered(recording.stream.facts, missing=str(error)))
     if first is not None and not any(one.comparison for one in found):
         raise first
     return found

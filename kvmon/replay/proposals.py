@@ -85,7 +85,7 @@ def propose(verdict: str, demand: Demand, begun: Comparison) -> Proposal | None:
 
 def _in_vain(tried: list[Answer]) -> str:
     texts = ", ".join(one.what_if.text for one in tried)
-    return f"checked: {texts} does not avoid it" if len(tried) == 1 else f"checked: none of {texts} avoids it"
+    return f"{texts} does not avoid it" if len(tried) == 1 else f"none of {texts} avoids it"
 
 
 def _helps(verdict: str, before: Answer, after: Answer) -> bool:
@@ -110,7 +110,7 @@ def _said(verdict: str, before: Answer, after: Answer) -> str:
     if was.preemptions:
         parts.append(f"{now.preemptions:,} preemptions instead of {was.preemptions:,}")
     left = "" if now.verdict == HEALTHY else f"; what is left is {now.verdict}"
-    return f"checked: with {after.what_if.text} there is no {verdict}: {', '.join(parts)}{left}"
+    return f"with {after.what_if.text} there is no {verdict}: {', '.join(parts)}{left}"
 
 
 def _range(one: Answer, of: Callable[[Outcome], int]) -> str:

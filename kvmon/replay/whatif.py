@@ -27,10 +27,8 @@ from kvmon.replay.step_clock import StepClock, step_clock
 from kvmon.serving import Workload
 from kvmon.serving.scenarios import Setup
 
-__all__ = ["SCHEMA_VERSION", "Answer", "Comparison", "answer", "begin_comparison", "compare"]
+__all__ = ["Answer", "Comparison", "answer", "begin_comparison", "compare"]
 
-#: Of the JSON that comparisons become; more fields may come without a new one.
-SCHEMA_VERSION = 1
 LINGER_S = 60.0  # how long a run goes on when nothing can move any more, so that the diagnosis sees it
 _STEPS_SPARE, _STEPS_TIMES = 100_000, 4  # steps that a run may take beyond what its tokens need
 
@@ -83,7 +81,6 @@ class Comparison:
     assumptions     what every answer takes for granted, one line each
     """
 
-    name: str
     recorded: Outcome
     calibration: Calibration
     clock: StepClock
@@ -103,9 +100,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
         return {
-            "schema": "kvmon what-if",
-            "version": SCHEMA_VERSION,
-            "stream": self.name,
             "recorded": self.recorded.to_json(),
             "calibration": self.calibration.to_json(),
             "clock": self.clock.to_json(),
@@ -126,7 +120,6 @@ def begin_comparison(recording: Recording) -> Comparison:
     calibration = calibrate(recording)
     clock = step_clock(demand)
     return Comparison(
-        name=recording.name,
         recorded=calibration.recorded,
         calibration=calibration,
         clock=clock,

@@ -1,6 +1,6 @@
 """The report of an incident as plain data: what the HTML page draws, and nothing that only it would know.
 
-    Report      the answer, one or more streams, the what-if table
+    Report      the answer, one or more streams, what was replayed with a change
     Stream      one life of one engine and rank: facts, findings, curves that all its pools share, completeness
     Pool        its curves, its memory over time, its refused allocations
     Chart       curves over the buckets of its stream; Line: one of them, with its extremes in each bucket
@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from kvmon.report.what_if import ComparisonText
 
 __all__ = [
     "Chart",
@@ -103,14 +105,12 @@ class FailureDetail:
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows; `numeric` names the columns that are numbers, `best` the rows to point at."""
+    """Text in rows; `numeric` names the columns that are numbers."""
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[int, ...] = ()
-    best: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything: `verdict` and `sentence` answer what went wrong; `what_if` is the table of changes, None where none
-    was asked for or could be run."""
+    """Everything: `verdict` and `sentence` answer what went wrong; `what_if` is what was replayed with a change, or why
+    it could not be; empty where nothing was to be."""
 
     source: str
     version: str
     verdict: str
     sentence: str
     streams: tuple[Stream, ...]
-    what_if: tuple[Table, ...] = ()
+    what_if: tuple[ComparisonText, ...] = ()
     glossary: tuple[tuple[str, str], ...] = field(default=())

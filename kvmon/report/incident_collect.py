@@ -6,12 +6,14 @@ The first stream with the most important finding gives the answer. Nothing here 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kvmon.diagnosis import HEALTHY, VERDICTS, Finding
 from kvmon.events import FAILURE_REASONS
+from kvmon.replay.asked import Answered
 from kvmon.replay.timeline_model import UNKNOWN_CELL, Failure, PoolMap, PoolTimeline, Timeline
 from kvmon.report.findings import spoken
 from kvmon.report.glossary import GLOSSARY
@@ -27,6 +29,7 @@ from kvmon.report.incident import (
     Times,
 )
 from kvmon.report.incident_charts import pool_charts, stream_charts
+from kvmon.report.what_if import ComparisonText, Proposed, comparison_text
 from kvmon.report.words import refusal_sentence, wall_time
 from kvmon.units import counted, format_bytes, format_clock, format_count, format_duration, format_ratio
 
@@ -53,24 +56,46 @@ _FACTS = (
 )
 
 
-def incident_report(source: str, timelines: Sequence[Timeline], version: str, what_if: Sequence[Table] = ()) -> Report:
-    """The report of what `source` holds, with the tables of changes that were tried."""
+def incident_report(
+    source: str, timelines: Sequence[Timeline], version: str, answered: Sequence[Answered] = ()
+) -> Report:
+    """The report of what `source` holds; `answered` is what was replayed with a change, of its streams or of others."""
+    compared, own = _compared(timelines, answered)
     found = [(timeline, finding) for timeline in timelines for finding in timeline.findings]
     found.sort(key=lambda pair: (VERDICTS[pair[1].verdict].rank, -pair[1].paid))
     verdict = found[0][1].verdict if found else HEALTHY
-    sentence = found[0][1].summary if found else "nothing was found"
+    rest = ", as far as it can be read" if any(timeline.damage for timeline in timelines) else ""
+    sentence = found[0][1].summary if found else f"nothing was found{rest}"
     return Report(
         source=source,
         version=version,
         verdict=verdict,
         sentence=f"{sentence[0].upper()}{sentence[1:]}.",
-        streams=tuple(_stream(number, timeline) for number, timeline in enumerate(timelines, start=1)),
-        what_if=tuple(what_if),
+        streams=tuple(
+            _stream(place + 1, timeline, own[place].proposed if place in own else ())
+            for place, timeline in enumerate(timelines)
+        ),
+        what_if=tuple(compared),
         glossary=GLOSSARY,
     )
 
 
-def _stream(number: int, timeline: Timeline) -> Stream:
+def _compared(
+    timelines: Sequence[Timeline], answered: Sequence[Answered]
+) -> tuple[list[ComparisonText], dict[int, ComparisonText]]:
+    """What was replayed, in words, called as the page calls its stream; and the same by the place of the timeline."""
+    own: dict[int, ComparisonText] = {}
+    said = []
+    for one in answered:
+        text = comparison_text(one)
+        place = next((i for i, line in enumerate(timelines) if i not in own and line.facts == one.facts), None)
+        if place is not None:
+            text = own[place] = text if one.source else replace(text, name=timelines[place].name)
+        said.append(text)
+    return said, own
+
+
+def _stream(number: int, timeline: Timeline, proposed: Sequence[Proposed]) -> Stream:
     begin = timeline.begin_ns
     edges = [0.0, *((int(edge) - begin) / 1e9 for edge in timeline.edges_ns[1:])]
     known = None if bool(np.all(timeline.known >= 1)) else timeline.known.tolist()
@@ -84,7 +109,7 @@ def _stream(number: int, timeline: Timeline) -> Stream:
         start=edges[0],
         end=edges[-1],
         times=Times(edges, known),
-        findings=tuple(_finding(finding, begin) for finding in timeline.findings),
+        findings=tuple(_finding(finding, begin, proposed) for finding in timeline.findings),
         charts=stream_charts(timeline),
         pools=tuple(_pool(pool, timeline) for pool in timeline.pools),
         known=_completeness(timeline),
@@ -104,13 +129,14 @@ def _stream_facts(timeline: Timeline) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _finding(finding: Finding, begin: int) -> FindingText:
+def _finding(finding: Finding, begin: int, proposed: Sequence[Proposed]) -> FindingText:
     rows = [
         ("what", f"{finding.summary}."),
         ("evidence", "; ".join(spoken(part) for part in finding.evidence)),
         ("events", ", ".join(f"frame {frame:,} word {word}" for frame, word in finding.events)),
         ("not seen", "; ".join(finding.completeness.missing)),
         ("avoided by", finding.avoided),
+        ("checked", next((one.said for one in proposed if one.verdict == finding.verdict), "")),
         ("safest now", finding.lever),
     ]
     return FindingText(
@@ -259,6 +285,8 @@ def _completeness(timeline: Timeline) -> Known:
     """What the evidence lacks, in sentences."""
     share = float(np.average(timeline.known, weights=np.diff(timeline.edges_ns))) if timeline.buckets else 0.0
     said = [f"damaged: {text}" for text in timeline.damage]
+    if not timeline.pools:
+        said.append("no pool was seen: the recording has lost its begin, or the engine none")
     for gap in timeline.gaps:
         at = format_clock((gap.begin_ns - timeline.begin_ns) / 1e9)
         until = format_clock((gap.end_ns - timeline.begin_ns) / 1e9)

@@ -12,7 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 from kvmon.report.html.data import page_data
-from kvmon.report.html.text import answer_section, glossary_section, stream_section, table_html
+from kvmon.report.html.text import answer_section, glossary_section, stream_section
+from kvmon.report.html.what_if import what_if_section
 from kvmon.report.incident import Report
 
 __all__ = ["render_html"]
@@ -31,8 +32,7 @@ def render_html(report: Report) -> str:
     sections = [answer_section(report)]
     sections += [stream_section(stream, alone=len(report.streams) == 1) for stream in report.streams]
     if report.what_if:
-        tables = "\n".join(table_html(table) for table in report.what_if)
-        sections.append(f'<section id="what-if">\n<h2>What would have avoided it</h2>\n{tables}\n</section>')
+        sections.append(what_if_section(report.what_if))
     sections.append(glossary_section(report))
     styles = "\n".join(_asset(name) for name in _STYLES)
     scripts = "\n".join(f"<script>\n{_asset(name)}\n</script>" for name in _SCRIPTS)

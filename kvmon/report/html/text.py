@@ -9,7 +9,7 @@ from kvmon.report.incident import Chart, FindingText, Line, Pool, Report, Stream
 from kvmon.report.memory_map import MAP_STATES
 from kvmon.units import counted, format_bytes, format_clock, format_duration, format_ratio
 
-__all__ = ["answer_section", "glossary_section", "stream_section", "table_html"]
+__all__ = ["answer_section", "glossary_section", "stream_section"]
 
 _HEALTHY = "healthy"
 
@@ -53,18 +53,15 @@ def glossary_section(report: Report) -> str:
     return f'<section id="glossary">\n<h2>Glossary</h2>\n<dl>{rows}</dl>\n</section>'
 
 
-def table_html(table: Table) -> str:
-    """A table with its caption and notes, scrollable where it is wide."""
+def _table(table: Table) -> str:
+    """A table with its caption, scrollable where it is wide."""
     head = "".join(_cell("th", text, i in table.numeric, ' scope="col"') for i, text in enumerate(table.head))
-    rows = []
-    for number, row in enumerate(table.rows):
-        cells = "".join(_cell("td", text, i in table.numeric) for i, text in enumerate(row))
-        kind = ' class="best"' if number in table.best else ""
-        rows.append(f"<tr{kind}>{cells}</tr>")
-    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in table.notes)
+    rows = "".join(
+        f"<tr>{''.join(_cell('td', text, i in table.numeric) for i, text in enumerate(row))}</tr>" for row in table.rows
+    )
     return (
         f'<div class="scroll" tabindex="0"><table><caption>{escape(table.caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{notes}"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -112,7 +109,7 @@ def _zoom_bar() -> str:
 def _overview(stream: Stream) -> str:
     if stream.overview is None:
         return ""
-    return f"<details><summary>The same as a table</summary>{table_html(stream.overview)}</details>"
+    return f"<details><summary>The same as a table</summary>{_table(stream.overview)}</details>"
 
 
 def _pool(stream: Stream, pool: Pool) -> str:
@@ -136,7 +133,7 @@ def _pool(stream: Stream, pool: Pool) -> str:
 
 
 def _failures(pool: Pool) -> str:
-    reasons = "" if pool.reasons is None else table_html(pool.reasons)
+    reasons = "" if pool.reasons is None else _table(pool.reasons)
     if not pool.failures:
         return f"<h4>Refused allocations</h4><p>{'None.' if not pool.refused else ''}</p>{reasons}"
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in pool.failure_head)
