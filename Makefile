@@ -23,9 +23,9 @@ test: .venv/.installed .venv/.tools .venv/.npm .venv/.guidellm ## Run the tests 
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
 
 # Against engines as they are published: vLLM in an environment of its own, with the transformers that it wants, and the
-# newest transformers in that of the other tests.
+# newest transformers in that of the other tests. Two versions of numba would throw away each other's machine code.
 test-engines: .venv/.installed .venv-engines/.installed ## Run the tests against real engines.
-	@.venv-engines/bin/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS) $(wildcard tests/engines/test_vllm*.py)
+	@NUMBA_CACHE_DIR=$(CURDIR)/.venv-engines/numba .venv-engines/bin/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS) $(wildcard tests/engines/test_vllm*.py)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 $(ARGS) $(wildcard tests/engines/test_transformers*.py)
 
 check: .venv/.installed ## Check format, lint, types and that generated files are up to date.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import kvmon
 from kvmon.adapters.vllm.recording import Recording
-from kvmon.events import FAILURE_REASONS
+from kvmon.events import FAILURE_REASONS, FailureOutcome
 from kvmon.events.totals import PoolTotal
 from tests.engines.vllm_alone import Driver, make_scheduler
 from tests.engines.vllm_truth import Followed, differences
@@ -100,6 +100,24 @@ def test_names_why_a_request_waits(build: Callable[..., Any], tmp_path: Path) ->
             driver.step()
         last = followed.read().pools[1].last_failure
         assert last is not None and (last.reason, last.need) == ("never_fits", 11)
+
+
+def test_who_gives_way_to_itself_is_refused_once(build: Callable[..., Any], tmp_path: Path) -> None:
+    """The youngest cannot grow, loses its memory and waits to get it back: one refusal, not one more for the wait."""
+    scheduler = build(blocks=11)
+    driver = Driver(scheduler)
+    with kvmon.attach(scheduler, directory=tmp_path / "kv") as recording:
+        assert isinstance(recording, Recording)
+        followed = Followed.of(tmp_path / "kv")
+        driver.add(100, 60)
+        driver.add(40, 30, family=1)
+        for _ in range(20):
+            driver.step()
+        state = followed.read()
+        assert (state.steps, state.last_step and state.last_step.waiting) == (20, 1)
+        assert state.pools[1].last_failure is not None
+        assert state.pools[1].last_failure.outcome == FailureOutcome.PREEMPTED_ITSELF
+        assert _failures(recording) == {"exhausted": 1}
 
 
 def _aborted() -> Any:

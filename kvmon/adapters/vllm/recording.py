@@ -116,11 +116,11 @@ class Recording(Attachment):
         self._enter()
         rid = request.request_id
         number = self.requests.numbers.get(rid)
+        self.steps.gone(rid)
         self.waits.preempted(rid)
         if number is not None:
             self.probe.preempted(number, int(request.num_computed_tokens))
         self.requests.prefilling.pop(rid, None)
-        self.steps.gone(rid)
 
     def _after_end(self, result: object, request: Any, *args: Any, **kwargs: Any) -> None:
         self.held.after_end(request)

@@ -92,10 +92,17 @@ class Waits:
             self._armed = False
 
     def preempted(self, request_id: str) -> None:
-        """A request lost its memory: to the one that was refused a moment ago, if there is one."""
+        """A request lost its memory: to the one that was refused a moment ago, if there is one.
+
+        One that had to give way to itself goes on to wait for the same memory: that is no second refusal.
+        """
         refusal, self._pending = self._pending, None
-        if refusal is not None:
-            self._say(refusal, _ITSELF if refusal.request == request_id else _ANOTHER)
+        if refusal is None:
+            return
+        itself = refusal.request == request_id
+        if itself:
+            self._waiting.add(request_id)
+        self._say(refusal, _ITSELF if itself else _ANOTHER)
 
     def admitted(self, request_id: str) -> None:
         """A wait is over."""
