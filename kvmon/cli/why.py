@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SECOND = 1_000_000_000
-_WIDTH = 100
+_WIDTH = 80
 _SHOWN = 0.0005  # of the pool, less would read 0.0 %
 _DID = {
     "UNKNOWN": "What became of it is not recorded",

@@ -10,7 +10,7 @@ from kvmon.units import counted, format_bytes, format_clock, format_duration, fo
 
 __all__ = ["finding_lines", "spoken"]
 
-_WIDTH = 100
+_WIDTH = 80
 _INDENT = 14
 
 

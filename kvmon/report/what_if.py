@@ -147,6 +147,8 @@ def _calibrated(calibration: Calibration) -> str:
         return f"the same in all {calibration.steps:,} steps"
     if calibration.curve_mean_ratio is None:
         return calibration.quality
+    if calibration.other_memory_steps == 0:
+        return f"{calibration.quality}, the same memory in all {calibration.steps:,} steps"
     return f"{calibration.quality}, memory in use {calibration.curve_mean_ratio:.1%} of the pool off on average"
 
 

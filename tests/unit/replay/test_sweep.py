@@ -90,7 +90,7 @@ def test_processes_answer_as_one_does(recordings: list[Recording], serial: list[
     found = sweep(recordings, parse_sweep(RANGES), workers=2, progress=lambda *at: seen.append(at))
     assert found == serial
     assert seen == [(done, 12) for done in range(1, 13)]
-    assert [one.name for one in found] == ["simulator-0", "simulator-0"] and len(found[0].answers) == 6
+    assert [len(one.answers) for one in found] == [6, 6]
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(recordings: list[Recording], serial: list[Comparison]) -> None:
