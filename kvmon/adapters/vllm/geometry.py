@@ -106,6 +106,7 @@ def config_of(scheduler: Any) -> dict[str, Any]:
         "chunked_prefill": getattr(options, "enable_chunked_prefill", None),
         "watermark": getattr(options, "watermark", None),
         "admission": "prompt" if getattr(options, "scheduler_reserve_full_isl", False) else "chunk",
+        "on_never_fits": "wait",
         "queue": str(getattr(options, "policy", "")) or None,
         "async_scheduling": getattr(options, "async_scheduling", None),
         "max_model_len": scheduler.max_model_len,
