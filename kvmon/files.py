@@ -40,7 +40,7 @@ class NewFile:
             self._fd = os.open(
                 self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _OWN
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"no directory {path.parent}: make it, or give another place for {what}") from None
         except OSError as error:
             raise self._refused(error) from None
@@ -92,9 +92,9 @@ class NewFile:
             raise InputError(f"{self.path} exists: give another name, or --force to replace it")
 
     def _refused(self, error: OSError) -> SystemRefused:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return SystemRefused(f"the disk is full: {self.path} was not written; free some room or give another place")
-        return SystemRefused(f"cannot write {self.path}: {error.strerror or error}")
+        return SystemRefused(f"cannot write {self.path}: {error.strerror or error}; give another place")
 
 
 def write_whole(path: Path, parts: Iterable[str], what: str, *, force: bool) -> None:

@@ -5,8 +5,11 @@ Only headers are read here, never a payload. What is not sound is named with its
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +28,11 @@ from kvmon.capture.layout import (
 )
 from kvmon.errors import CaptureError, SystemRefused
 
-__all__ = ["Damage", "Index", "open_capture", "read_index", "read_payload"]
+__all__ = ["Damage", "Index", "damaged_headers", "open_capture", "read_index", "read_payload"]
 
 _SEARCH_BYTES = 1 << 20
+_NO_SUCH_PATH = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+_NO_FILE = (errno.ENXIO, errno.ENODEV)  # of a socket, or a device that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +59,29 @@ class Index:
 
 
 def open_capture(path: Path) -> int:
-    """A descriptor of the file. Raises CaptureError where it is none, SystemRefused where it cannot be read."""
+    """A descriptor of the file. Raises CaptureError where it is none, SystemRefused where it cannot be read.
+
+    Never waits: a pipe that nobody writes to is no file either.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise CaptureError(f"no file {path}: make one with 'kvmon capture DIR -o {path.name}'") from None
     except OSError as error:
-        raise SystemRefused(f"cannot read {path}: {error.strerror}") from None
-    if os.path.isdir(path):
-        os.close(fd)
+        if error.errno in _NO_SUCH_PATH:
+            raise CaptureError(f"no file {path}: {error.strerror}: give the path of a capture") from None
+        if error.errno in _NO_FILE:
+            raise _neither(path) from None
+        raise SystemRefused(f"cannot read {path}: {error.strerror}: check its permissions") from None
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(kind):
         raise CaptureError(
             f"{path} is a directory: give a capture file, or make one with 'kvmon capture {path} -o X.kvmon'"
         )
-    return fd
+    raise _neither(path)
 
 
 def read_index(fd: int, name: str) -> Index:
@@ -97,6 +112,24 @@ def read_payload(fd: int, header: ChunkHeader, decompressor: zstandard.ZstdDecom
     except zstandard.ZstdError:
         return None
     return payload if len(payload) == header.raw_bytes else None
+
+
+def damaged_headers(path: Path, headers: Iterable[ChunkHeader]) -> list[Damage]:
+    """Which of these headers, that an index told, are not sound where they stand in the file: without the index their
+    chunks would be lost. Raises as `open_capture`."""
+    fd = open_capture(path)
+    try:
+        return [
+            Damage("the header of this chunk is damaged; the index has it", header.offset, header.stream)
+            for header in headers
+            if ChunkHeader.unpack(os.pread(fd, CHUNK_BYTES, header.offset), header.offset) != header
+        ]
+    finally:
+        os.close(fd)
+
+
+def _neither(path: Path) -> CaptureError:
+    return CaptureError(f"{path} is neither a capture nor a directory: give one of them")
 
 
 def _from_index(fd: int, size: int) -> list[ChunkHeader] | None:

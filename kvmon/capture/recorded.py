@@ -46,7 +46,8 @@ class Life:
 def read_recorded(
     path: Path, *, first: int | None = None, stop: int | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Life | Piece]:
-    """Everything in the stream at `path`, oldest first; a Life before its pieces.
+    """Everything in the stream at `path`, oldest first; a Life before its pieces, and before whatever was damaged ahead
+    of it, unless there is none.
 
     `first` and `stop` (exclusive) are indexes of segments. With `first`, what lies before it is not called missing.
 
@@ -58,7 +59,8 @@ def read_recorded(
     try:
         while reader.position.segment <= last:
             raw = reader.poll() or reader.open_tail()
-            yield from walk.damaged_headers()
+            if walk.began or raw is None:
+                yield from walk.damaged_headers()
             if raw is None or raw.at.segment > last:
                 break
             yield from walk.pieces(raw)
@@ -116,6 +118,11 @@ class _Walk:
         self._expected: int | None = None
         self._named = 0
 
+    @property
+    def began(self) -> bool:
+        """Whether a life has begun."""
+        return self._epoch is not None
+
     def damaged_headers(self) -> Iterator[Hole]:
         """Segments that could not even be opened, once each."""
         for what in self._reader.damaged[self._named :]:
@@ -129,8 +136,11 @@ class _Walk:
             wanted = self._from_the_start or self._epoch is not None
             self._epoch, self._expected = header.epoch, None
             yield Life(facts_of(header), header.index)
+            damaged = list(self.damaged_headers())  # of the first life, or of one before it
+            yield from damaged
             if header.first_frame > 0 and wanted:
-                yield Hole("older segments were retired", 0, header.first_frame)
+                lost = f"frames are missing before segment {header.index}"
+                yield Hole(lost if damaged else "older segments were retired", 0, header.first_frame)
             self._expected = header.first_frame if raw.at.word == 0 else None
         elif raw.at.word == 0 and self._expected is not None and header.first_frame != self._expected:
             missing = header.first_frame - self._expected

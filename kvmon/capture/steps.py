@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmon.capture.copying import select_streams
-from kvmon.capture.pieces import Frames, Piece
+from kvmon.capture.pieces import Frames, Hole, Piece
 from kvmon.capture.reader import CaptureReader
 from kvmon.capture.recorded import Life, read_recorded
 from kvmon.events import FIELDS, Kind, field_offsets
@@ -45,14 +45,21 @@ class Steps:
         return len(self.duration_ns)
 
 
-def read_steps(path: Path, progress: Callable[[int], None] = lambda words: None) -> list[Steps]:
-    """The steps of each engine in a capture file or a recording directory; `progress` is told words as they are read.
+def read_steps(
+    path: Path,
+    progress: Callable[[int], None] = lambda words: None,
+    damaged: Callable[[str], None] = lambda what: None,
+) -> list[Steps]:
+    """The steps of each engine in a capture file or a recording directory; `progress` is told words as they are read,
+    `damaged` what could not be.
 
     An engine without a step has empty columns. Raises InputError where `path` is neither.
     """
     found: dict[str, list[npt.NDArray[np.int64]]] = {}
-    for engine, piece in _pieces(path):
+    for engine, piece in _pieces(path, damaged):
         columns = found.setdefault(engine, [])
+        if isinstance(piece, Hole) and piece.damaged:
+            damaged(piece.reason)
         if isinstance(piece, Frames):
             columns.append(_columns(piece))
             progress(len(piece.words))
@@ -61,7 +68,7 @@ def read_steps(path: Path, progress: Callable[[int], None] = lambda words: None)
     return [Steps(engine, columns[0], *columns[1:].astype(np.float64)) for engine, columns in joined.items()]
 
 
-def _pieces(path: Path) -> Iterator[tuple[str, Piece | None]]:
+def _pieces(path: Path, damaged: Callable[[str], None]) -> Iterator[tuple[str, Piece | None]]:
     if path.is_dir():
         for stream in select_streams(path):
             engine = stream.name.rpartition("-")[0]
@@ -71,6 +78,8 @@ def _pieces(path: Path) -> Iterator[tuple[str, Piece | None]]:
                 yield engine, None if isinstance(piece, Life) else piece
         return
     with CaptureReader(path) as reader:
+        for damage in reader.damage:
+            damaged(str(damage))
         for captured in reader.streams:
             yield captured.facts.engine, None
             for piece in reader.pieces(captured, reuse=True):

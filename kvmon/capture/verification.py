@@ -16,7 +16,7 @@ import numpy as np
 
 from kvmon.capture.column_kernels import count_events
 from kvmon.capture.copying import select_streams
-from kvmon.capture.index import Damage
+from kvmon.capture.index import Damage, damaged_headers
 from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, Tail, apply_piece
 from kvmon.capture.reader import CaptureReader
 from kvmon.capture.recorded import Life, read_recorded
@@ -122,7 +122,9 @@ def verify_path(path: Path, progress: Callable[[int], None] = _NO_PROGRESS) -> V
             state, after = reader.begin(captured, verify=True)
             pieces = reader.pieces(captured, after=after, reuse=True)
             reports.append(verify_pieces(captured.facts, pieces, state, progress))
-        return Verification(str(path), reports, reader.check())
+        chunks = [chunk for captured in reader.streams for chunk in captured.chunks]
+        damage = reader.check() + damaged_headers(path, chunks)
+        return Verification(str(path), reports, sorted(damage, key=lambda one: one.offset))
 
 
 def verify_pieces(

@@ -44,17 +44,17 @@ def command(
     file to the simulator as its clock.
     """
     from kvmon.capture.steps import read_steps
+    from kvmon.cli.streams import damage_told
     from kvmon.serving.step_time import Origin, write_step_time
     from kvmon.simulate.fitting import fit_step_time
 
     if force and output is None:
         raise ConfigError("--force replaces a file: it goes with --output")
     not_the_input(output, source)
-    for problem in _damage(source):
-        click.echo(f"kvmon: {source}: {problem}: only steps before that can be fitted", err=True)
-    with progress_of_words([source], "reading steps") as advance:
-        steps = _chosen(read_steps(source, advance), source, engine)
-    fit = fit_step_time(steps.duration_ns, steps.prefill_tokens, steps.decode_sequences, steps.context_tokens)
+    damage: list[str] = []
+    with damage_told(source, lambda: damage), progress_of_words([source], "reading steps") as advance:
+        steps = _chosen(read_steps(source, advance, damage.append), source, engine)
+        fit = fit_step_time(steps.duration_ns, steps.prefill_tokens, steps.decode_sequences, steps.context_tokens)
     if output is not None:
         origin = Origin(model, device, f"{source.name} ({steps.engine})", fit.quality())
         write_step_time(output, fit.step_time, origin, force=force)
@@ -82,16 +82,6 @@ def as_text(fit: Fit, engine: str) -> str:
     lines[-1] += f"   p95 {format_ratio(fit.p95_relative_error)}"
     lines.append(f"  set aside: {format_count(fit.outliers)} far from the rest, {format_count(fit.idle)} idle")
     return "\n".join(lines)
-
-
-def _damage(source: Path) -> list[str]:
-    """What is not sound in a capture, as its headers tell."""
-    from kvmon.capture import CaptureReader
-
-    if source.is_dir():
-        return []
-    with CaptureReader(source) as reader:
-        return [damage.what for damage in reader.damage]
 
 
 def _chosen(found: list[Steps], source: Path, engine: str | None) -> Steps:

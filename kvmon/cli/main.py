@@ -83,6 +83,7 @@ EXIT_CODES = {
     141: "the reader of the output went away",
 }
 _LONGEST = 700  # characters of a message
+_IMPOSSIBLE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 class VerbGroup(click.Group):
@@ -159,6 +160,8 @@ def run(arguments: Sequence[str], *, debug: bool = False) -> int:
     except OSError as error:
         _give_up_output()
         where = f" ({error.filename})" if error.filename else ""
+        if error.errno in _IMPOSSIBLE:
+            return _fail(f"there can be no such path{where}: {error.strerror}: give another one", 3, debug)
         return _fail(f"the machine refused{where}: {error.strerror or error}: check permissions and disk", 4, debug)
     except MemoryError as error:
         what = f"{error}" or "no memory left"

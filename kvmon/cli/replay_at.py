@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 
 from kvmon.cli.capture import progress_of_words
-from kvmon.errors import InputError
 
 __all__ = ["show"]
 
@@ -24,22 +23,22 @@ def show(path: Path, at: str, stream: str | None, json_: bool) -> None:
     from kvmon.cli.console import QuietPipe
     from kvmon.cli.live import ascii_only
     from kvmon.cli.patience import patience
+    from kvmon.cli.streams import damage_told
     from kvmon.replay.lives import open_lives
     from kvmon.replay.moment import moments, until
     from kvmon.replay.when import parse_when
     from kvmon.report.moment import draw_moments, moment_view, moments_json
 
     when = parse_when(at)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path} is neither a capture nor a directory: give one of them")
     files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
-    with open_lives(path) as source:
-        with patience(), progress_of_words(files, "reading") as advance:
-            found = moments(source.named(stream), when)
-            views = [moment_view(moment, until(moment, advance)) for moment in found]
-        damage = [text for life in source.lives for text in life.damage[:1]]
-    for text in dict.fromkeys(damage):
-        click.echo(f"kvmon: {path}: {text}; what is said is about the part that can be read", err=True)
+    with (
+        open_lives(path) as source,
+        damage_told(path, source.damage),
+        patience(),
+        progress_of_words(files, "reading") as advance,
+    ):
+        found = moments(source.named(stream), when)
+        views = [moment_view(moment, until(moment, advance)) for moment in found]
     if json_:
         click.echo(json.dumps(moments_json(str(path), at, views), indent=2))
         return

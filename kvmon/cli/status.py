@@ -34,11 +34,13 @@ def command(directory: Path | None, json_: bool) -> None:
     from kvmon.cli.patience import patience
     from kvmon.exporter.follow import DirectoryFollower
     from kvmon.exporter.warmup import warm_up
+    from kvmon.recording import find_streams
 
     follower = DirectoryFollower([directory], fold_dead=True)
     try:
         if directory.is_file():
             raise RecordingError(f"{directory} is a file: 'kvmon replay {directory}' says what is in a capture")
+        find_streams(directory)  # says what is wrong with the path, of the right kind
         follower.look()
         if follower.problems:
             raise RecordingError(next(iter(follower.problems.values())))
@@ -46,21 +48,35 @@ def command(directory: Path | None, json_: bool) -> None:
             warm_up()
             follower.catch_up()
         rows = [row for stream in follower.streams if stream.header for row in _rows(stream)]
+        problems = [stream.problem for stream in follower.streams if stream.problem]
     finally:
         follower.close()
     if not rows:
+        _why_not(directory)
         raise RecordingError(f"no engine has recorded in {directory}: start one with KVMON_DIR={directory}")
+    for problem in problems:
+        click.echo(f"kvmon: {directory}: {problem}; the other engines are told", err=True)
     if json_:
         click.echo(json.dumps({"pools": rows}, indent=2))
     else:
         width = max(len(f"{row['engine']}-{row['rank']} {row['pool']}") for row in rows)
         click.echo("\n".join(_line(row, width) for row in rows))
-    if any(row["verdicts"] != ["healthy"] or row["life"] in ("dead", "stalled") for row in rows):
+    if problems or any(row["verdicts"] != ["healthy"] or row["life"] in ("dead", "stalled") for row in rows):
         raise click.exceptions.Exit(1)
+
+
+def _why_not(directory: Path) -> None:
+    """Raise what stands against reading a stream, where something does: a newer format, no permission."""
+    from kvmon.recording import find_streams, headers
+
+    for stream in find_streams(directory):
+        for _ in headers(stream):
+            pass
 
 
 def _rows(stream: StreamFollower) -> list[dict[str, Any]]:
     """What is known of each pool of an engine; one row without a pool where none was seen."""
+    from kvmon.cli.streams import sees_the_cache_alone
     from kvmon.diagnosis import HEALTHY
 
     now = stream.diagnose()
@@ -72,7 +88,7 @@ def _rows(stream: StreamFollower) -> list[dict[str, Any]]:
     rows = []
     for number, pool in sorted(stream.state.pools.items()):
         holds = now.holding.get(number, {})
-        known = stream.state.converged
+        known = stream.state.converged and not sees_the_cache_alone(stream.state)
         rows.append(
             {
                 **who,
@@ -80,6 +96,7 @@ def _rows(stream: StreamFollower) -> list[dict[str, Any]]:
                 "verdicts": list(holds) or [HEALTHY],
                 "summary": next(iter(holds.values())).summary if holds else None,
                 "known": known,
+                "cache_only": sees_the_cache_alone(stream.state),
                 **(_memory(pool) if known else {}),
                 "head_need_units": stream.head_need(number),
             }
@@ -108,6 +125,8 @@ def _line(row: dict[str, Any], width: int) -> str:
         parts.append(f"{row['free_units']:,} units free, largest block {row['largest_free_units']:,}")
     else:
         unknown = "its past is not known" + ("" if row["life"] == "dead" else " yet")
+        if row.get("cache_only"):
+            unknown = "its adapter sees the prefix cache alone"
         parts.append(unknown if row["pool"] != "-" else str(row["summary"]))
     if row["waiting"]:
         need = f" (the first one for {row['head_need_units']:,} units)" if row.get("head_need_units") else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,8 +15,9 @@ from kvmon.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from kvmon.replay import StreamDiagnosis
     from kvmon.replay.recordings import Recording
+    from kvmon.state import StreamState
 
-__all__ = ["missing", "read_recordings", "read_streams"]
+__all__ = ["damage_told", "missing", "read_recordings", "read_streams", "say_damage", "sees_the_cache_alone"]
 
 T = TypeVar("T")
 
@@ -40,15 +42,17 @@ def read_recordings(path: Path) -> list[Recording]:
 def _read(path: Path, read: Callable[..., list[T]], streams_of: Callable[[list[T]], list[StreamDiagnosis]]) -> list[T]:
     from kvmon.cli.patience import patience
 
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path} is neither a capture nor a directory: give one of them")
     files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
     with patience(), progress_of_words(files, "reading") as advance:
         found = read(path, advance)
-    for stream in streams_of(found):
-        for damage in stream.damage[:1]:
-            click.echo(f"kvmon: {path}: {damage}; what is said is about the part that can be read", err=True)
+    say_damage(path, [damage for stream in streams_of(found) for damage in stream.damage[:1]])
     return found
+
+
+def say_damage(path: Path, damage: Iterable[str]) -> None:
+    """Say on standard error what could not be read, each thing once."""
+    for text in dict.fromkeys(damage):
+        click.echo(f"kvmon: {path}: {text}; what is said is about the part that can be read", err=True)
 
 
 def missing(stream: StreamDiagnosis) -> str | None:
@@ -57,4 +61,25 @@ def missing(stream: StreamDiagnosis) -> str | None:
         return "part of it cannot be read"
     if stream.state.gaps or stream.state.lost_records:
         return "events are missing"
+    if sees_the_cache_alone(stream.state):
+        return "its adapter sees the prefix cache alone"
     return None if stream.state.converged else "its past is not known"
+
+
+@contextmanager
+def damage_told(path: Path, found: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Say what of `path` was found to be damaged meanwhile: on standard error, or in the error that ends it, which may
+    be because of that."""
+    try:
+        yield
+    except (ConfigError, InputError) as error:
+        if damage := found():
+            raise type(error)(f"{error}; part of it cannot be read: {damage[0]}") from None
+        raise
+    say_damage(path, found()[:1])
+
+
+def sees_the_cache_alone(state: StreamState) -> bool:
+    """Whether requests and free memory are unknown, because the adapter sees what enters and leaves the prefix cache
+    and nothing else."""
+    return state.config.get("fidelity") == "cache_only"

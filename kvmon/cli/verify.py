@@ -98,4 +98,4 @@ def _fault_lines(stream: StreamReport) -> list[str]:
 
 
 def _line(fault: Fault, start_ns: int) -> str:
-    return f"{fault} at {(fault.time_ns - start_ns) / 1e9:+.6f} s"
+    return f"{fault} at {max(fault.time_ns - start_ns, 0) / 1e9:+.6f} s"  # what is damaged ahead has no time

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kvmon.capture.copying import select_streams
 from kvmon.capture.layout import ChunkKind
-from kvmon.capture.pieces import Frames, Piece, StreamFacts, apply_piece
+from kvmon.capture.pieces import Frames, Hole, Piece, StreamFacts, apply_piece
 from kvmon.capture.reader import CapturedStream, CaptureReader
 from kvmon.capture.recorded import Life as NewLife
 from kvmon.capture.recorded import facts_of, read_recorded
@@ -124,6 +124,10 @@ class Lives(ABC):
         return found
 
     @abstractmethod
+    def damage(self) -> list[str]:
+        """What of the source was found not to be sound so far, by whatever was read of it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of the source."""
 
@@ -139,9 +143,13 @@ class Lives(ABC):
 def open_lives(path: Path) -> Lives:
     """The lives in a capture file or in a recording directory, of a dead engine or of a living one.
 
-    Raises InputError where `path` is neither, SystemRefused where it may not be read.
+    Raises InputError where `path` is neither or no life of it can be read, SystemRefused where it may not be.
     """
-    return _RecordedLives(path) if path.is_dir() else _CapturedLives(path)
+    source = _RecordedLives(path) if path.is_dir() else _CapturedLives(path)
+    if not source.lives:
+        source.close()
+        raise InputError(f"{path} holds nothing that can be read: 'kvmon verify {path}' says what is there")
+    return source
 
 
 def split(piece: Piece, time_ns: int) -> tuple[Piece | None, Frames | None]:
@@ -205,6 +213,9 @@ class _CapturedLives(Lives):
         for life in self.lives:
             life.damage = [str(damage) for damage in self._reader.damage]
 
+    def damage(self) -> list[str]:
+        return [str(damage) for damage in self._reader.damage]
+
     def close(self) -> None:
         self._reader.close()
 
@@ -221,6 +232,7 @@ class _RecordedLife(Life):
             None if last is None else int(last[-1]),
         )
         self.died = died
+        self.met: list[str] = []  # what was damaged, of what was read so far
         self._path = path
         self._first = None if oldest else segments[0].index
         self._stop = segments[-1].index + 1
@@ -232,6 +244,8 @@ class _RecordedLife(Life):
         for piece in read_recorded(self._path, first=self._first, stop=self._stop):
             if isinstance(piece, NewLife):
                 continue
+            if isinstance(piece, Hole) and piece.damaged and piece.reason not in self.met:
+                self.met.append(piece.reason)
             until, after = split(piece, self.last_ns or 0)
             if until is not None:
                 yield until
@@ -261,6 +275,9 @@ class _RecordedLives(Lives):
             for place, (name, segments) in enumerate(zip(names, lives, strict=True)):
                 died = True if place + 1 < len(lives) else _died(stream)
                 self.lives.append(_RecordedLife(name, stream, segments, place == 0, died))
+
+    def damage(self) -> list[str]:
+        return [reason for life in self.lives if isinstance(life, _RecordedLife) for reason in life.met]
 
     def close(self) -> None:
         """Nothing is open."""

@@ -29,6 +29,8 @@ __all__ = ["Moment", "find_failure", "moments", "spoken_time", "until"]
 
 Ints = npt.NDArray[np.int64]
 
+_MS = 1_000_000
+
 
 @dataclass
 class Moment:
@@ -157,8 +159,11 @@ def _range(lives: Sequence[Life]) -> str:
     last = max(lives, key=lambda life: life.facts.wall_time_ns(life.last_ns or 0))
     began = first.facts.wall_time_ns(first.first_ns or 0)
     took = format_clock((last.facts.wall_time_ns(last.last_ns or 0) - began) / 1e9)
-    clock = spoken_time(last, last.last_ns or 0).partition(" ")[2]
-    return f"give +0:00.0 {spoken_time(first, first.first_ns or 0).partition(' ')[2]} to +{took} {clock}"
+    begin_ns = first.first_ns or 0
+    if first.facts.wall_ns:
+        begin_ns += -began % _MS  # as it is written it has to be within
+    clocks = (spoken_time(life, ns).partition(" ")[2] for life, ns in ((first, begin_ns), (last, last.last_ns or 0)))
+    return f"give +0:00.0 {next(clocks)} to +{took} {next(clocks)}"
 
 
 def _failures(lives: Sequence[Life], number: int) -> list[Moment]:

@@ -68,9 +68,9 @@ def parse_when(text: str) -> When:
             raise ConfigError(f"'{said}' has no zone: write Z for UTC behind it, or one such as +01:00")
         try:
             moment = datetime.fromisoformat(f"{day}T{time}{zone.upper().replace('Z', '+00:00')}")
-        except ValueError:
+            seconds = int(moment.astimezone(timezone.utc).timestamp())
+        except (ValueError, OverflowError):
             raise ConfigError(f"'{said}' is no date and time: check its numbers") from None
-        seconds = int(moment.astimezone(timezone.utc).timestamp())
         return When("wall", seconds * _UNITS["s"] + _fraction(part or "", _UNITS["s"]), said)
     raise ConfigError(
         f"'{text}' names no moment: write +90s, -30s, 2026-11-23T08:45:04Z, ns of the engine's clock, "
