@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,11 +33,12 @@ def read_streams(path: Path | None) -> list[StreamDiagnosis]:
     return _read(path, diagnose_path, lambda streams: streams)
 
 
-def read_recordings(path: Path) -> list[Recording]:
-    """The same, with the demand of each stream, for what-ifs."""
+def read_recordings(path: Path, *, most_steps: int | None = None) -> list[Recording]:
+    """The same, with the demand of each stream of at most so many steps, for what-ifs."""
     from kvmon.replay import recordings
 
-    return _read(path, recordings.read_recordings, lambda found: [recording.stream for recording in found])
+    read = partial(recordings.read_recordings, most_steps=most_steps)
+    return _read(path, read, lambda found: [recording.stream for recording in found])
 
 
 def _read(path: Path, read: Callable[..., list[T]], streams_of: Callable[[list[T]], list[StreamDiagnosis]]) -> list[T]:

@@ -103,13 +103,15 @@ def parsed(asked: Asked) -> list[WhatIf]:
 
 
 def read_asked(path: Path, asked: Asked) -> list[Read]:
-    """Every stream of `path` and of what else a sweep is over, with the name of the file where there are several."""
+    """Every stream of `path` and of what else a sweep is over, with the name of the file where there are several. What
+    is too long to be replayed unasked is not kept."""
     from kvmon.cli.streams import read_recordings
+    from kvmon.replay.asked import MOST_STEPS
 
     return [
         (recording, source.name if asked.also else "")
         for source in (path, *asked.also)
-        for recording in read_recordings(source)
+        for recording in read_recordings(source, most_steps=MOST_STEPS if asked.of_itself else None)
     ]
 
 

@@ -95,11 +95,11 @@ def avoided(recordings: Sequence[Recording]) -> list[Answered]:
 
 
 def _avoided(recording: Recording) -> Answered:
+    if said := too_long(recording.steps):
+        return Answered(recording.stream.facts, missing=said)
     demand = recording.demand
     if demand.missing:
         return Answered(recording.stream.facts, missing=_reason(recording))
-    if said := too_long(len(demand.steps)):
-        return Answered(recording.stream.facts, missing=said)
     begun = begin_comparison(recording)
     verdicts = dict.fromkeys(finding.verdict for finding in recording.stream.findings)
     proposals = (propose(verdict, demand, begun) for verdict in verdicts)

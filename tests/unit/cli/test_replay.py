@@ -165,6 +165,29 @@ def test_a_long_recording_is_replayed_only_when_asked(
     assert "pool=+300%" in page.read_text(encoding="utf-8")
 
 
+def test_of_what_is_too_long_nothing_but_the_diagnosis_is_kept(
+    capture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same findings, in memory that does not grow; and the line that says how to replay it all the same."""
+    from kvmon.replay import asked
+    from kvmon.replay.recordings import read_recordings
+
+    (whole,), (bounded,) = read_recordings(capture), read_recordings(capture, most_steps=1000)
+    assert bounded.stream.findings == whole.stream.findings
+    assert bounded.stream.refusals() == whole.stream.refusals()
+    assert (len(whole.demand) > 0, len(bounded.demand), len(bounded.trail), bounded.outcome) == (True, 0, 0, None)
+    assert bounded.steps == whole.steps == 11_344
+    assert run(["replay", str(capture), "--json"]) == 1
+    replayed = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(asked, "MOST_STEPS", 1000)
+    assert run(["replay", str(capture), "--json"]) == 1
+    unread = json.loads(capsys.readouterr().out)
+    assert unread["findings"] == replayed["findings"]
+    assert [one["missing"] for one in unread["what_if"]] == [
+        "11,344 steps are not replayed unless asked for: add --what-if pool=+25%, or another one"
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "why"),
     [
