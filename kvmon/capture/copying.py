@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from kvmon.capture.pieces import Hole, Piece, StreamFacts, apply_piece
@@ -15,7 +16,7 @@ from kvmon.capture.reader import CaptureReader
 from kvmon.capture.recorded import Life, facts_of, read_recorded, segment_times
 from kvmon.capture.sharing import Sharer
 from kvmon.capture.writer import CaptureWriter, StreamSink
-from kvmon.errors import RecordingError
+from kvmon.errors import CaptureError, RecordingError
 from kvmon.recording import StreamReader, find_streams, headers
 from kvmon.recording.reader import Position
 from kvmon.state import StreamState
@@ -61,29 +62,36 @@ def copy_recording(
 
     With `last_ns`, a stream begins with the segment in which that much time before its end lies. What came before is
     folded, not written: the state at that point becomes the first checkpoint, so that nothing of it is unknown.
+
+    Raises RecordingError where nothing can be read.
     """
     copied = []
     for path in streams:
         first = None if last_ns is None else _first_segment(path, last_ns)
         copied += _copy_stream(path, writer, first, share, progress)
+    if not copied:
+        raise RecordingError(_nothing(streams[0].parent if streams else Path()))
     return copied
 
 
 def copy_capture(
     source: Path, writer: CaptureWriter, *, share: Sharer, progress: Callable[[int], None] = lambda words: None
 ) -> list[Copied]:
-    """Copy a capture into another one, without what `share` takes out; damage becomes holes.
+    """Copy a capture into another one, without what `share` takes out; damage becomes holes, and so does the end of one
+    that was cut off.
 
-    Raises InputError as `CaptureReader` does.
+    Raises InputError as `CaptureReader` does, and where nothing can be read.
     """
     copied = []
     with CaptureReader(source) as reader:
+        cut = [] if reader.closed_in_order else list(reader.damage)
         for stream in reader.streams:
             state, after = reader.begin(stream)
             facts = share.facts(stream.facts)
             sink = writer.add_stream(facts, state=None if after is None else share.state(state))
             holes = []
-            for piece in reader.pieces(stream, after=after, reuse=True):
+            ends = [Hole(damage.what, damaged=True) for damage in cut if damage.stream in (None, stream.number)]
+            for piece in chain(reader.pieces(stream, after=after, reuse=True), ends):
                 clean, before = share.piece(piece), sink.words
                 if clean is not None:
                     sink.add(clean)
@@ -92,7 +100,13 @@ def copy_capture(
                 progress(sink.words - before)
             sink.flush()
             copied.append(Copied(facts, sink, facts.name, None, tuple(holes)))
+    if not copied:
+        raise CaptureError(_nothing(source))
     return copied
+
+
+def _nothing(source: Path) -> str:
+    return f"{source} holds nothing that can be read: 'kvmon verify {source}' says what is there"
 
 
 def began_ns(source: Path, names: Sequence[str] = ()) -> int:

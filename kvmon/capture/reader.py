@@ -352,7 +352,8 @@ class CaptureReader:
 
 def _missing(chunk: ChunkHeader, expected: int | None) -> Hole:
     if chunk.kind != ChunkKind.FRAMES:
-        return Hole(f"a chunk of kind {chunk.kind} is damaged", expected, damaged=True)
+        what = "the open frame at the end" if chunk.kind == ChunkKind.TAIL else "a note about a hole"
+        return Hole(f"{what} is damaged", expected, damaged=True)
     return Hole("a chunk of the capture is damaged", chunk.first_frame, chunk.frames, damaged=True)
 
 

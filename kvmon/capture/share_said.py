@@ -120,7 +120,9 @@ _REASON = re.compile(
     r"older segments were retired|frames are missing before segment \d{1,12}|\d{1,12}\.seg has a damaged header|"
     r"the frame's checksum is wrong|the frame says another length than it has|the frame is not whole|"
     r"a word of the frame begins no record|a chunk of the capture is damaged|chunks of the capture are lost here|"
-    r"a chunk of kind \d{1,5} is damaged|" + _LOST
+    r"the open frame at the end is damaged|a note about a hole is damaged|"
+    r"no chunk begins here|no chunk begins here, and none follows|the file ends in this chunk|"
+    r"the file was cut off, or its writer was stopped: there is no index|" + _LOST
 )
 
 

@@ -107,7 +107,8 @@ def _as_text(path: Path, answer: str, streams: list[StreamDiagnosis], found: Fou
     from kvmon.report.findings import finding_lines
     from kvmon.units import counted, format_duration
 
-    rest = ", as far as it can be read" if any(stream.damage for stream in streams) else ""
+    partly = any(stream.damage or not stream.state.pools for stream in streams)
+    rest = ", as far as it can be read" if partly else ""
     refused = sum(len(stream.refusals()) for stream in streams)
     if refused:
         rest += f"; {counted(refused, 'refused allocation')} cost too little to matter, 'kvmon why' has the last one"

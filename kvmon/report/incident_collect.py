@@ -64,7 +64,8 @@ def incident_report(
     found = [(timeline, finding) for timeline in timelines for finding in timeline.findings]
     found.sort(key=lambda pair: (VERDICTS[pair[1].verdict].rank, -pair[1].paid))
     verdict = found[0][1].verdict if found else HEALTHY
-    rest = ", as far as it can be read" if any(timeline.damage for timeline in timelines) else ""
+    partly = any(timeline.damage or not timeline.pools for timeline in timelines)
+    rest = ", as far as it can be read" if partly else ""
     sentence = found[0][1].summary if found else f"nothing was found{rest}"
     return Report(
         source=source,
