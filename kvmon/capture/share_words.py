@@ -20,8 +20,10 @@ import numpy.typing as npt
 
 from kvmon.crc import CRC_TABLES, crc32
 from kvmon.events import FIELDS, Event, Kind, decode, encode, field_offsets
+from kvmon.events.wire import LONG
 from kvmon.jit import kernel
 from kvmon.state import FrameTable, scan
+from kvmon.state.frames import record_words
 from kvmon.state.watch import SEEN_BITS
 
 __all__ = ["PageNames", "clean_frames", "clean_records", "count_kinds"]
@@ -185,22 +187,15 @@ def _find(words: Words, end: int, how: npt.NDArray[np.uint8], most: Ints, counts
     count = 0
     while at < end:
         word = np.int64(words[at])
-        op = word >> 27
-        if op < 10 or op == 30:
-            at += 1
-        elif op < 20:
-            at += 1 + (word & 0x7FFFFFF)
-        elif op < 30:
-            at += 2
-        else:
+        size = record_words(word)
+        if word >> 27 == LONG:
             kind = (word >> 19) & 0xFF
-            size = 1 + (word & 0x7FFFF)
             counts[kind] += 1
             if how[kind] or 0 < most[kind] < size:
                 if count < len(found):
                     found[count] = at
                 count += 1
-            at += size
+        at += size
     return count
 
 

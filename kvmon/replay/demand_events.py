@@ -16,6 +16,7 @@ from kvmon.events import FIELDS, Kind, field_offsets
 from kvmon.events.wire import ABSENT, LONG
 from kvmon.jit import kernel
 from kvmon.state import FrameTable
+from kvmon.state.frames import record_words
 
 __all__ = ["COLUMNS", "DemandEvents", "DemandReader"]
 
@@ -159,17 +160,9 @@ def _find(words: Words, end: int, wanted: npt.NDArray[np.uint8], found: Ints) ->
     count = 0
     while at < end:
         word = np.int64(words[at])
-        op = word >> 27
-        if op < 10 or op == 30:
-            at += 1
-        elif op < 20:
-            at += 1 + (word & 0x7FFFFFF)
-        elif op < 30:
-            at += 2
-        else:
-            if wanted[(word >> 19) & 0xFF]:
-                if count < len(found):
-                    found[count] = at
-                count += 1
-            at += 1 + (word & 0x7FFFF)
+        if word >> 27 == LONG and wanted[(word >> 19) & 0xFF]:
+            if count < len(found):
+                found[count] = at
+            count += 1
+        at += record_words(word)
     return count

@@ -25,6 +25,7 @@ from kvmon.events import FIELDS, FinishReason, Kind, field_offsets
 from kvmon.events.wire import REFS
 from kvmon.jit import inner, kernel
 from kvmon.state import FrameTable
+from kvmon.state.frames import record_words
 
 __all__ = ["Trail", "TrailReader"]
 
@@ -171,17 +172,6 @@ def _grown(array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
     return more
 
 
-@inner
-def _size(word: int) -> int:
-    """Words of the record that begins with `word`."""
-    op = word >> 27
-    if op < 10 or op == 30:
-        return 1
-    if op < 20:
-        return 1 + (word & 0x7FFFFFF)
-    return 2 if op < 30 else 1 + (word & 0x7FFFF)
-
-
 @kernel
 def _largest(words: Words, end: int, need: Ints) -> None:
     """The largest unit of the first pool and the largest id of a request that was preempted or looked up."""
@@ -190,7 +180,7 @@ def _largest(words: Words, end: int, need: Ints) -> None:
     while at < end:
         word = np.int64(words[at])
         op, payload = word >> 27, word & 0x7FFFFFF
-        size = _size(word)
+        size = record_words(word)
         if op == 30:
             pool = payload
         elif op < 30:
@@ -285,7 +275,7 @@ def _read(
         while at < ends[frame]:
             word = np.int64(words[at])
             op, payload = word >> 27, word & 0x7FFFFFF
-            size = _size(word)
+            size = record_words(word)
             if op == 30:
                 pool = payload
             elif op < 30:

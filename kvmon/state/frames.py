@@ -17,7 +17,7 @@ from kvmon.crc import CRC_TABLES, crc32
 from kvmon.events import FIRST_FIELDS, Kind, field_offsets
 from kvmon.jit import kernel
 
-__all__ = ["FrameTable", "ScanEnd", "find_frame", "scan", "whole_records"]
+__all__ = ["FrameTable", "ScanEnd", "find_frame", "record_words", "scan", "whole_records"]
 
 Words = npt.NDArray[np.uint32]
 Ints = npt.NDArray[np.int64]
@@ -50,6 +50,17 @@ class FrameTable:
     times: Ints
     consumed: int
     end: ScanEnd
+
+
+@kernel
+def record_words(word: int) -> int:
+    """Words of the record that begins with `word`."""
+    op = word >> 27
+    if op < 10 or op == 30:
+        return 1
+    if op < 20:
+        return 1 + (word & 0x7FFFFFF)
+    return 2 if op < 30 else 1 + (word & 0x7FFFF)
 
 
 def _least_words() -> Ints:
@@ -153,11 +164,7 @@ def whole_records(words: Words) -> int:
     """Where the last whole record ends, in words of a frame that was never closed."""
     at = 0
     while at < len(words):
-        word = int(words[at])
-        op = word >> 27
-        size = (
-            1 if op < 10 or op == 30 else 1 + (word & 0x7FFFFFF) if op < 20 else 2 if op < 30 else 1 + (word & 0x7FFFF)
-        )
+        size = record_words(int(words[at]))
         if at + size > len(words):
             break
         at += size
