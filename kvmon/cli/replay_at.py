@@ -23,19 +23,18 @@ def show(path: Path, at: str, stream: str | None, json_: bool) -> None:
     from kvmon.cli.console import QuietPipe
     from kvmon.cli.live import ascii_only
     from kvmon.cli.patience import patience
-    from kvmon.cli.streams import damage_told
+    from kvmon.cli.streams import damage_told, files_of
     from kvmon.replay.lives import open_lives
     from kvmon.replay.moment import moments, until
     from kvmon.replay.when import parse_when
     from kvmon.report.moment import draw_moments, moment_view, moments_json
 
     when = parse_when(at)
-    files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
     with (
         open_lives(path) as source,
         damage_told(path, source.damage),
         patience(),
-        progress_of_words(files, "reading") as advance,
+        progress_of_words(files_of(path), "reading") as advance,
     ):
         found = moments(source.named(stream), when)
         views = [moment_view(moment, until(moment, advance)) for moment in found]

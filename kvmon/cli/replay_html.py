@@ -30,6 +30,7 @@ def write_report(path: Path, output: Path, asked: Asked, *, force: bool) -> bool
     from kvmon import __version__
     from kvmon.cli.output_file import not_the_input
     from kvmon.cli.patience import patience
+    from kvmon.cli.streams import files_of
     from kvmon.files import NewFile
     from kvmon.replay.timeline import read_timelines
     from kvmon.report.html import render_html
@@ -37,10 +38,9 @@ def write_report(path: Path, output: Path, asked: Asked, *, force: bool) -> bool
 
     not_the_input(output, path)
     parsed(asked)
-    files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
     file = NewFile(output, "the report", force=force)  # before the reading, which takes a while
     try:
-        with patience(), progress_of_words(files, "reading") as advance:
+        with patience(), progress_of_words(files_of(path), "reading") as advance:
             timelines = read_timelines(path, progress=advance)
         report = incident_report(path.name, timelines, __version__, _answered(path, timelines, asked))
         file.write(render_html(report).encode())

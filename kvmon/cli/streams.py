@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from kvmon.replay.recordings import Recording
     from kvmon.state import StreamState
 
-__all__ = ["damage_told", "missing", "read_recordings", "read_streams", "say_damage", "sees_the_cache_alone"]
+__all__ = [
+    "damage_told",
+    "files_of",
+    "missing",
+    "read_recordings",
+    "read_streams",
+    "say_damage",
+    "sees_the_cache_alone",
+]
 
 T = TypeVar("T")
 
@@ -44,11 +52,15 @@ def read_recordings(path: Path, *, most_steps: int | None = None) -> list[Record
 def _read(path: Path, read: Callable[..., list[T]], streams_of: Callable[[list[T]], list[StreamDiagnosis]]) -> list[T]:
     from kvmon.cli.patience import patience
 
-    files = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
-    with patience(), progress_of_words(files, "reading") as advance:
+    with patience(), progress_of_words(files_of(path), "reading") as advance:
         found = read(path, advance)
     say_damage(path, [damage for stream in streams_of(found) for damage in stream.damage[:1]])
     return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """What is read of a source: a capture, or the streams of a recording directory."""
+    return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
 
 
 def say_damage(path: Path, damage: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmon.cli.capture import progress_of_words
+from kvmon.cli.streams import files_of
 from kvmon.units import counted, format_count
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def command(path: Path, json_: bool) -> None:
     """
     from kvmon.capture.verification import verify_path
 
-    with progress_of_words(_files(path), "verifying") as advance:
+    with progress_of_words(files_of(path), "verifying") as advance:
         found = verify_path(path, advance)
     click.echo(json.dumps(found.as_json(), indent=2) if json_ else as_text(found))
     if not found.clean:
@@ -52,10 +53,6 @@ def as_text(found: Verification) -> str:
     for stream in found.streams:
         lines += [f"  {line}" for line in _stream_lines(stream)]
     return "\n".join(lines)
-
-
-def _files(path: Path) -> list[Path]:
-    return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
 
 
 def _stream_lines(stream: StreamReport) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Read = tuple[Recording, str]
 
-__all__ = ["Asked", "answers", "asked_of", "what_if_options"]
+__all__ = ["Asked", "answers", "asked_of", "parsed", "read_asked", "what_if_options"]
 
 _OPTIONS = (
     click.option(

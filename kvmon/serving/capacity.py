@@ -55,13 +55,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pool of `capacity_bytes` holds in pages of `page_tokens`. All of one GPU (one tensor-parallel shard).
-
-    page_bytes          of a page of the layers that keep every token, 0 where there are none
-    window_page_bytes   of a page of the layers with a window, 0 where there are none
-    pages, tokens       None where both kinds of layers share the pool: then it depends on the lengths
-    longest             tokens of the longest sequence that can ever fit, alone; None = any length fits
-    """
+    """What a pool of `capacity_bytes` holds in pages of `page_tokens`. All of one GPU (one tensor-parallel shard)."""
 
     shape: ModelShape
     capacity_bytes: int
@@ -69,22 +63,27 @@ class Plan:
 
     @property
     def page_bytes(self) -> int:
+        """Of a page of the layers that keep every token; 0 where there are none."""
         return self.page_tokens * self.shape.bytes_per_token
 
     @property
     def window_page_bytes(self) -> int:
+        """Of a page of the layers with a window; 0 where there are none."""
         return self.page_tokens * self.shape.window_bytes_per_token
 
     @property
     def pages(self) -> int | None:
+        """None where both kinds of layers share the pool: then it depends on the lengths."""
         return None if self.shape.window_layers else self.capacity_bytes // self.page_bytes
 
     @property
     def tokens(self) -> int | None:
+        """Those of all pages; None as with `pages`."""
         return None if self.pages is None else self.pages * self.page_tokens
 
     @property
     def longest(self) -> int | None:
+        """Tokens of the longest sequence that can ever fit, alone; None = any length fits."""
         if int(self.sequence_bytes(np.array([MOST_TOKENS], np.int64))[0]) <= self.capacity_bytes:
             return None
         low, high = 0, MOST_TOKENS // self.page_tokens  # whole pages that fit, and that do not
