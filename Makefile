@@ -38,12 +38,15 @@ check: .venv/.installed ## Check format, lint, types and that generated files ar
 	  || { echo "docs/scenarios.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
 	@diff -u docs/engines.md <($(BIN)/python docs/generate.py --engines) \
 	  || { echo "docs/engines.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
+	@diff -u docs/export.md <($(BIN)/python docs/export_columns.py) \
+	  || { echo "docs/export.md is out of date: run 'make docs' and commit it" >&2; exit 1; }
 	@$(BIN)/python -m dashboards.source --check
 
 docs: .venv/.installed ## Write the generated pages anew (ten minutes).
 	@$(BIN)/kvmon metrics --markdown > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	@$(BIN)/python docs/generate.py --scenarios > docs/scenarios.md.new && mv docs/scenarios.md.new docs/scenarios.md
 	@$(BIN)/python docs/generate.py --engines > docs/engines.md.new && mv docs/engines.md.new docs/engines.md
+	@$(BIN)/python docs/export_columns.py > docs/export.md.new && mv docs/export.md.new docs/export.md
 	@$(BIN)/python docs/generate.py --figure2 > docs/figure.new && mv docs/figure.new docs/paged-vs-standard.svg
 	@$(BIN)/python -m dashboards.source
 	@mkdir -p docs/verdicts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmon.cli.capture import parse_duration, progress_of_words
+from kvmon.cli.capture import parse_duration
 from kvmon.cli.output_file import not_the_input, output_option
 from kvmon.errors import ConfigError, InputError
 from kvmon.units import counted, format_bytes
@@ -26,6 +26,7 @@ __all__ = ["command"]
 _FORMATS = ("parquet", "perfetto")
 _FRAME = "frame"
 _TRACE_ENDINGS = (".json", ".json.gz")
+_SECOND_NS = 1_000_000_000
 _MISSING_SHOWN = 5
 
 
@@ -38,7 +39,8 @@ _MISSING_SHOWN = 5
 @click.option(
     "--every",
     metavar="TIME",
-    help="How often states are told: 1s, 100ms, or frame for each step.  [default: parquet 1s, perfetto frame]",
+    help="How often states are told: 1s, 100ms, or frame for each step.  [default: parquet 1s; perfetto frame, of more "
+    "than 100,000 steps 20,000 times]",
 )
 @click.option("--from", "begin", metavar="TIME", help="Only what happened behind this moment: see below.")
 @click.option("--until", "end", metavar="TIME", help="Only what happened up to this moment.")
@@ -69,8 +71,8 @@ def command(
     of a damaged file can be read is exported; what is missing is said, and stands in the table streams.
     """
     chosen = format_ or ("perfetto" if output.name.endswith(_TRACE_ENDINGS) else "parquet")
-    every_ns = _every(every, chosen)
-    from kvmon.cli.patience import patience
+    every_ns = None if every is None else _every(every)
+    from kvmon.cli.streams import reading
     from kvmon.replay.export.window import parse_window
 
     window = parse_window(begin, end)
@@ -79,31 +81,21 @@ def command(
             what = "is neither a capture nor a directory" if path.exists() else "is not there"
             raise InputError(f"{path} {what}: give a capture file or a recording directory")
         not_the_input(output, path)
-    with patience(), progress_of_words(_files(paths), "exporting") as advance:
+    with reading(paths, "exporting") as advance:
         if chosen == "parquet":
-            _parquet(paths, output, every_ns, window, tables, json_, force=force, progress=advance)
+            states_ns = _SECOND_NS if every_ns is None else every_ns
+            _parquet(paths, output, states_ns, window, tables, json_, force=force, progress=advance)
         else:
             _perfetto(paths, output, every_ns, window, tables, json_, force=force, progress=advance)
 
 
-def _every(text: str | None, chosen: str) -> int:
+def _every(text: str) -> int:
     """The interval in ns, 0 = each frame."""
-    if text is None:
-        return 1_000_000_000 if chosen == "parquet" else 0
     if text.strip().lower() == _FRAME:
         return 0
     if text.strip().lower().endswith("ms"):
         return round(parse_duration(text.strip()[:-2] + "s") * 1e6)
     return round(parse_duration(text) * 1e9)
-
-
-def _files(paths: tuple[Path, ...]) -> list[Path]:
-    """Captures, and the streams of recordings."""
-    return [
-        entry
-        for path in paths
-        for entry in ([inner for inner in path.iterdir() if inner.is_dir()] if path.is_dir() else [path])
-    ]
 
 
 def _parquet(
@@ -158,13 +150,13 @@ def _parquet_text(output: Path, done: list[Exported]) -> str:
 def _perfetto(
     paths: tuple[Path, ...],
     output: Path,
-    every_ns: int,
+    every_ns: int | None,
     window: Window | None,
     tables: tuple[str, ...],
     json_: bool,
     **more: Any,
 ) -> None:
-    from kvmon.replay.export.perfetto import LARGE_BYTES, export_perfetto
+    from kvmon.replay.export.perfetto import LARGE_BYTES, MOST_FRAMES, export_perfetto
 
     if len(paths) > 1:
         raise ConfigError("a trace is of one capture: give one PATH, or --to parquet for many")
@@ -172,10 +164,16 @@ def _perfetto(
         raise ConfigError("--table chooses what Parquet holds: leave it out, or give --to parquet")
     done = export_perfetto(paths[0], output, every_ns=every_ns, window=window, **more)
     _say_missing(paths[0], done.missing)
+    if done.every_ns and every_ns is None:
+        click.echo(
+            f"kvmon: more than {MOST_FRAMES:,} steps: counters and steps are told every {done.every_ns / 1e6:g} ms, "
+            "with their extremes; --every frame tells each, --from and --until a part",
+            err=True,
+        )
     if done.json_bytes > LARGE_BYTES:
         click.echo(
             f"kvmon: the trace is large, {format_bytes(done.json_bytes)} of JSON: where the browser cannot open it, "
-            "give --from and --until, or --every 1s",
+            "give --from and --until",
             err=True,
         )
     if json_:
@@ -184,6 +182,7 @@ def _perfetto(
             "format": "perfetto",
             "events": done.events,
             "lives": done.lives,
+            "every_ns": done.every_ns,
             "bytes": output.stat().st_size,
             "json_bytes": done.json_bytes,
             "missing": done.missing,

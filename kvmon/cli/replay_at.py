@@ -10,8 +10,6 @@ from pathlib import Path
 
 import click
 
-from kvmon.cli.capture import progress_of_words
-
 __all__ = ["show"]
 
 
@@ -22,8 +20,7 @@ def show(path: Path, at: str, stream: str | None, json_: bool) -> None:
     """
     from kvmon.cli.console import QuietPipe
     from kvmon.cli.live import ascii_only
-    from kvmon.cli.patience import patience
-    from kvmon.cli.streams import damage_told, files_of
+    from kvmon.cli.streams import damage_told, reading
     from kvmon.replay.lives import open_lives
     from kvmon.replay.moment import moments, until
     from kvmon.replay.when import parse_when
@@ -33,8 +30,7 @@ def show(path: Path, at: str, stream: str | None, json_: bool) -> None:
     with (
         open_lives(path) as source,
         damage_told(path, source.damage),
-        patience(),
-        progress_of_words(files_of(path), "reading") as advance,
+        reading([path]) as advance,
     ):
         found = moments(source.named(stream), when)
         views = [moment_view(moment, until(moment, advance)) for moment in found]

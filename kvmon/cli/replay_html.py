@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmon.cli.capture import progress_of_words
 from kvmon.cli.whatif import Asked, answers, parsed, read_asked
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ def write_report(path: Path, output: Path, asked: Asked, *, force: bool) -> bool
     """
     from kvmon import __version__
     from kvmon.cli.output_file import not_the_input
-    from kvmon.cli.patience import patience
-    from kvmon.cli.streams import files_of
+    from kvmon.cli.streams import reading
     from kvmon.files import NewFile
     from kvmon.replay.timeline import read_timelines
     from kvmon.report.html import render_html
@@ -40,7 +38,7 @@ def write_report(path: Path, output: Path, asked: Asked, *, force: bool) -> bool
     parsed(asked)
     file = NewFile(output, "the report", force=force)  # before the reading, which takes a while
     try:
-        with patience(), progress_of_words(files_of(path), "reading") as advance:
+        with reading([path]) as advance:
             timelines = read_timelines(path, progress=advance)
         report = incident_report(path.name, timelines, __version__, _answered(path, timelines, asked))
         file.write(render_html(report).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from kvmon.cli.capture import progress_of_words
+from kvmon.cli.patience import patience
 from kvmon.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "missing",
     "read_recordings",
     "read_streams",
+    "reading",
     "say_damage",
     "sees_the_cache_alone",
 ]
@@ -50,9 +52,7 @@ def read_recordings(path: Path, *, most_steps: int | None = None) -> list[Record
 
 
 def _read(path: Path, read: Callable[..., list[T]], streams_of: Callable[[list[T]], list[StreamDiagnosis]]) -> list[T]:
-    from kvmon.cli.patience import patience
-
-    with patience(), progress_of_words(files_of(path), "reading") as advance:
+    with reading([path]) as advance:
         found = read(path, advance)
     say_damage(path, [damage for stream in streams_of(found) for damage in stream.damage[:1]])
     return found
@@ -61,6 +61,21 @@ def _read(path: Path, read: Callable[..., list[T]], streams_of: Callable[[list[T
 def files_of(path: Path) -> list[Path]:
     """What is read of a source: a capture, or the streams of a recording directory."""
     return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else [path]
+
+
+@contextmanager
+def reading(paths: Sequence[Path], label: str = "reading") -> Iterator[Callable[[int], None]]:
+    """A bar for the words that are read of these sources; what they are told by. Until the first ones it may be the
+    kernels that are compiled, and is said to be."""
+    files = [file for path in paths for file in files_of(path)]
+    with progress_of_words(files, label) as tell, ExitStack() as until_the_first:
+        until_the_first.enter_context(patience())
+
+        def advance(words: int) -> None:
+            until_the_first.close()
+            tell(words)
+
+        yield advance
 
 
 def say_damage(path: Path, damage: Iterable[str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from kvmon.replay.simulated import record_setup
 from kvmon.serving.scenarios import find
 from kvmon.state import scan
 from tests.integration.test_capture_verify import kvmon
+from tests.naive.fleet import LOST, NaiveCapture, Refused
+from tests.naive.timeline import frames_of
 from tests.unit.adapters.driven import OPTIONS
 from tests.unit.replay.exported import naive_events, rows_of
 from tests.unit.replay.recorded import Recorded
@@ -47,43 +52,143 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_questions_of_the_page_have_answers(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each query of docs/export.md, word for word; what it finds is what a diagnosis of the captures found."""
-    monkeypatch.chdir(fleet)
+@pytest.fixture(scope="module")
+def naive(fleet: Path) -> dict[str, NaiveCapture]:
+    """The same captures, event by event, by the names that they have in the export."""
+    told = {}
+    for path in sorted(fleet.glob("*/*.kvmon")):
+        with CaptureReader(path) as reader:
+            (stream,) = reader.streams
+            pieces = [piece.words.copy() for piece in reader.pieces(stream) if isinstance(piece, Frames)]
+            (pool,) = reader.fold(stream).pools.values()
+        words = np.concatenate(pieces)
+        table = scan(words)
+        mine = told[f"{path.parent.name}-incident"] = NaiveCapture(pool.capacity_units)
+        for time_ns, events in frames_of(words, table):
+            mine.frame(time_ns, events)
+        mine.close(int(table.times[-1]))
+    return told
+
+
+@pytest.fixture(scope="module")
+def answers(fleet: Path) -> list[list[dict[str, Any]]]:
+    """What each query of docs/export.md answers, word for word."""
     queries = re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(queries) == 8
-    with duckdb.connect() as connection:
-        answers = []
+    found = []
+    with contextlib.chdir(fleet), duckdb.connect() as connection:
         for query in queries:
             relation = connection.sql(query)
-            answers.append([dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()])
-    failures, waits, holders, states, pools, ratios, pieces, wrong = answers
+            found.append([dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()])
+    assert all(found)
+    return found
 
-    streams = {}
+
+Answers = list[list[dict[str, Any]]]
+
+
+def test_who_was_refused_memory_and_why(naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """By engine and reason, and how many of them lost their request."""
+    told: Counter[tuple[str, str]] = Counter()
+    lost: Counter[tuple[str, str]] = Counter()
+    for row in answers[0]:
+        told[row["engine"], row["reason"]] += row["refused"]
+        lost[row["engine"], row["reason"]] += row["lost"]
+    names = {f"host{place}-incident": f"vllm-{place}" for place in range(len(SCENARIOS))}
+    assert told == Counter((names[name], one.reason) for name, mine in naive.items() for one in mine.refused)
+    assert +lost == Counter(
+        (names[name], one.reason) for name, mine in naive.items() for one in mine.refused if one.outcome in LOST
+    )
+
+
+def test_how_long_each_class_waited(naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """95th percentiles of the queue, of KV memory and of the first token."""
+    everybody = [request for mine in naive.values() for request in mine.requests.values()]
+    assert {row["class"] for row in answers[1]} == {request.class_id for request in everybody}
+    for row in answers[1]:
+        mine = [request for request in everybody if request.class_id == row["class"]]
+        assert row["requests"] == len(mine)
+        for name, waits in {
+            "queued_p95_s": [one.admitted - one.arrived for one in mine if one.admitted is not None],
+            "memory_wait_p95_s": [one.waited for one in mine],
+            "ttft_p95_s": [one.first_token - one.arrived for one in mine if one.first_token is not None],
+        }.items():
+            assert row[name] == pytest.approx(float(np.quantile(waits, 0.95)) / 1e9), name
+
+
+def test_who_held_the_memory_at_the_failures(naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """Mean shares by class and state."""
+    sums: Counter[tuple[int, str]] = Counter()
+    frames = sum(len(mine.held) for mine in naive.values())
+    for mine in naive.values():
+        for held in mine.held:
+            sums.update({key: units / mine.capacity for key, units in held.items()})
+    told = {(row["class"], row["state"]): row["mean_share_of_pool"] for row in answers[2]}
+    assert told == {key: pytest.approx(share / frames) for key, share in sums.items()}
+
+
+def test_in_which_state_it_was_at_the_failures(fleet: Path, naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """Means by cause; the causes are those of a diagnosis of each capture."""
+    by_cause: dict[str, list[tuple[int, Refused]]] = {}
     for path in sorted(fleet.glob("*/*.kvmon")):
-        (streams[f"{path.parent.name}-incident"],) = diagnose_path(path)
-    refusals = {name: stream.refusals() for name, stream in streams.items()}
-    refused = {stream.facts.engine: len(refusals[name]) for name, stream in streams.items() if refusals[name]}
-    told: dict[str, int] = {}
-    for row in failures:
-        told[row["engine"]] = told.get(row["engine"], 0) + row["refused"]
-    assert told == refused
+        (stream,) = diagnose_path(path)
+        mine = naive[f"{path.parent.name}-incident"]
+        for refusal, refused in zip(stream.refusals(), mine.refused, strict=True):
+            by_cause.setdefault(refusal.cause, []).append((mine.capacity, refused))
+    assert {row["cause"] for row in answers[3]} == by_cause.keys()
+    for row in answers[3]:
+        ours = by_cause[row["cause"]]
+        assert row["refused"] == len(ours)
+        for name in ("active", "pinned", "free"):
+            assert row[name] == pytest.approx(np.mean([getattr(one, name) / capacity for capacity, one in ours])), name
+        largest = [one.largest / one.free for _, one in ours if one.free]
+        assert row["largest_of_free"] == pytest.approx(np.mean(largest)) if largest else row["largest_of_free"] is None
 
-    everybody = [row for one in fleet.glob("fleet/*") for row in rows_of(one, "requests")]
-    assert sum(row["requests"] for row in waits) == len(everybody)
-    for row in waits:
-        mine = [one["memory_wait_ns"] / 1e9 for one in everybody if one["class"] == row["class"]]
-        assert row["memory_wait_p95_s"] == pytest.approx(float(np.quantile(mine, 0.95)))
 
-    assert sum(row["refused"] for row in states) == sum(refused.values())
-    assert all(0 < row["mean_share_of_pool"] <= 1 for row in holders)
-    assert {row["capture"] for row in pools} == set(streams)
-    assert all(0 < row["peak_use"] <= 1 and row["least_largest_free_mib"] >= 0 for row in pools)
-    assert any(row["hit_ratio"] for row in ratios)
-    assert {row["kind"] for row in pieces} <= {"alloc", "free", "unshare", "evict"}
-    assert {row["capture"]: row["verdict"] for row in wrong} == {
+def test_how_near_to_full_each_pool_came(naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """Over every event, not over every second."""
+    told = {row["capture"]: row["peak_use"] for row in answers[4]}
+    assert told == {name: pytest.approx(mine.most_active / mine.capacity) for name, mine in naive.items()}
+    assert all(row["least_largest_free_mib"] >= 0 for row in answers[4])
+
+
+def test_how_the_hit_ratio_went(fleet: Path, naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """Whole seconds of the wall clock, put together to minutes."""
+    for name, mine in naive.items():
+        (stream,) = rows_of(fleet / "fleet" / name, "streams", "epoch_ns(begin) - begin_ns AS zero")
+        minutes: dict[int, list[int]] = {}
+        for time_ns, hit, lookup in mine.hits:
+            second = -(-(time_ns + stream["zero"]) // 10**9)  # a row stands at the end of its second
+            found = minutes.setdefault(second // 60, [0, 0])
+            found[0] += hit
+            found[1] += lookup
+        told = {
+            int(row["minute"].timestamp()) // 60: row["hit_ratio"]
+            for row in answers[5]
+            if row["capture"] == name and row["hit_ratio"] is not None
+        }
+        assert told == {minute: pytest.approx(hit / lookup) for minute, (hit, lookup) in minutes.items() if lookup}
+
+
+def test_how_often_units_change_hands(naive: dict[str, NaiveCapture], answers: Answers) -> None:
+    """Units, and in what pieces."""
+    told = {(row["capture"], row["kind"]): row for row in answers[6]}
+    kinds = ("alloc", "free", "unshare", "evict")
+    assert told.keys() == {(name, kind) for name, mine in naive.items() for kind in kinds if mine.runs[kind]}
+    for (name, kind), row in told.items():
+        runs, times = naive[name].runs[kind], naive[name].times[kind]
+        assert row["units"] == sum(runs) and row["units_a_run"] == pytest.approx(sum(runs) / len(runs))
+        if times[-1] > times[0]:
+            assert row["units_a_second"] == pytest.approx(sum(runs) / (times[-1] - times[0]) * 1e9)
+
+
+def test_what_went_wrong_where(fleet: Path, answers: Answers) -> None:
+    """Verdicts are those of `kvmon replay`; nothing is missing of these captures."""
+    streams = {f"{path.parent.name}-incident": diagnose_path(path)[0] for path in fleet.glob("host*/*.kvmon")}
+    assert {row["capture"]: row["verdict"] for row in answers[7]} == {
         name: stream.verdict for name, stream in streams.items() if stream.verdict != "healthy"
     }
+    assert all((row["gaps"], row["missing_frames"], row["damage"]) == (0, 0, None) for row in answers[7])
 
 
 def test_a_part_of_the_fleet_in_words_and_for_machines(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,3 +286,27 @@ def test_the_reference_engine_is_exported_as_it_was_recorded(tmp_path: Path) -> 
         assert row.pop("known") == 1 and sum(row.values()) == capacity
     requests = rows_of(tmp_path / "out", "requests", "finish_reason, output_tokens")
     assert len(requests) == 40 and all(row["output_tokens"] for row in requests)
+
+
+def test_an_engine_that_lives_and_then_is_dead(tmp_path: Path) -> None:
+    """Its directory is exported while it records, and after it was killed: the later one has all of the earlier one."""
+    recording = tmp_path / "rec"
+    recording.mkdir()
+    command = [sys.executable, "-m", "tests.integration.live_engine", str(recording), "live"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parents[1]) as engine:
+        try:
+            assert engine.stdout is not None and engine.stdout.readline() == "ready\n"
+            time.sleep(1)
+            assert run(["export", str(recording), "-o", str(tmp_path / "living"), "--every", "frame"]) == 0
+        finally:
+            engine.kill()
+    assert run(["export", str(recording), "-o", str(tmp_path / "dead"), "--every", "frame"]) == 0
+    columns = "frame, word, kind, pool, request, unit, units"
+    order = "ORDER BY frame, word, unit"
+    living, dead = (rows_of(tmp_path / name, "events", columns, order) for name in ("living", "dead"))
+    whole = max(row["frame"] for row in living)  # of the last frame only the begin may have been there
+    assert whole > 20
+    assert [row for row in living if row["frame"] < whole] == [row for row in dead if row["frame"] < whole]
+    for name in ("living", "dead"):
+        for row in rows_of(tmp_path / name, "states", "active + cached + pinned + deferred + free AS units, capacity"):
+            assert row["units"] == row["capacity"]

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -35,7 +36,7 @@ class NewDirectory:
         try:
             shutil.rmtree(self._unnamed, ignore_errors=True)  # of a process with our number that was killed
             self._unnamed.mkdir(0o700)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"no directory {path.parent}: make it, or give another place for the export") from None
         except OSError as error:
             raise self.refused(error) from None
@@ -58,6 +59,8 @@ class NewDirectory:
                 os.replace(self.path, old)
             os.replace(self._unnamed, self.path)
         except OSError as error:
+            with suppress(OSError):  # what was there has its name again; nothing where it has not lost it
+                os.replace(old, self.path)
             raise self.refused(error) from None
         shutil.rmtree(old, ignore_errors=True)
 
@@ -67,9 +70,9 @@ class NewDirectory:
 
     def refused(self, error: OSError) -> SystemRefused:
         """What the machine said, in one line."""
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return SystemRefused(f"the disk is full: {self.path} was not written; free some room or give another place")
-        return SystemRefused(f"cannot write {self.path}: {error.strerror or error}")
+        return SystemRefused(f"cannot write {self.path}: {error.strerror or error}; give another place")
 
     def __enter__(self) -> NewDirectory:
         return self

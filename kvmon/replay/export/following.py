@@ -59,12 +59,14 @@ class Batch:
 
     refusals    rows of the log (`state.watch.R`), refused allocations and ends of waits, in their order
     curves      the stretches of time that ended within this batch
+    jumps       (place of a frame in `records.table`, how many are missing before it; 0 = that is not known)
     """
 
     records: Records
     refusals: Ints
     curves: tuple[Timeline, ...]
     holdings: tuple[Holding, ...]
+    jumps: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -141,6 +143,11 @@ class Follower:
         """The fold so far: before the first batch, what was there at the begin."""
         return self.told.state
 
+    @property
+    def exact(self) -> bool:
+        """Whether the recording has everything, as its fidelity says."""
+        return bool(self.state.config.get("fidelity", "exact") == "exact")
+
     def batches(self) -> Iterator[Batch]:
         """All of it, once."""
         for piece in self._pieces:
@@ -168,7 +175,7 @@ class Follower:
 
     def causes(self, refused: Ints) -> list[str]:
         """The verdict that explains each of these rows of the log of refusals."""
-        exact = self.state.config.get("fidelity", "exact") == "exact"
+        exact = self.exact
         return [cause_of(row, exact) for row in refused]
 
     # -- pieces --
@@ -226,7 +233,7 @@ class Follower:
     # -- a batch --
 
     def _batch(self, part: Frames) -> Batch:
-        records = self._reader.read(part.words, part.table)
+        records, jumps = self._reader.read(part.words, part.table), self._jumps(part.table.numbers)
         refusing = np.unique(records.frame[records.kind == Kind.ALLOC_FAILED]).tolist()
         curves: list[Timeline] = []
         if not self._every:
@@ -235,14 +242,22 @@ class Follower:
             self._open(times if len(times) else np.array([self._upto + 1], np.int64))
         holdings: list[Holding] = []
         for first, last in zip([0, *refusing], [*refusing, len(part.table.ends)], strict=True):
+            if first == last:  # the first frame is one that refuses
+                continue
             if first in refusing:
                 holdings += self._holdings(int(part.table.numbers[first]), int(part.table.times[first]))
-            if last > first:
-                curves += self._fold(_part(part, first, last))
+            curves += self._fold(_part(part, first, last))
         if not self._every:
             curves.append(self._finish())
         self._progress(len(part.words))
-        return Batch(records, self._refusals(), tuple(curves), tuple(holdings))
+        return Batch(records, self._refusals(), tuple(curves), tuple(holdings), jumps)
+
+    def _jumps(self, numbers: Ints) -> tuple[tuple[int, int], ...]:
+        """Where numbers of frames do not follow each other, the frame that was folded last included."""
+        expected = self.state.next_frame
+        follow = np.append(numbers[0] if expected is None else expected, numbers[:-1] + 1)
+        missing = numbers - follow
+        return tuple((place, max(int(missing[place]), 0)) for place in np.flatnonzero(missing).tolist())
 
     def _fold(self, part: Frames) -> Iterator[Timeline]:
         later: Frames | None = part
@@ -256,7 +271,14 @@ class Follower:
             if until is not None:
                 self.told.apply(until)
             if later is not None:
+                self._foresee(int(later.table.numbers[0]))
                 yield self._finish()
+
+    def _foresee(self, number: int) -> None:
+        """A stretch that ends before the next frame does not know the time behind its last one, if that is lost."""
+        expected = self.state.next_frame
+        if self._curves is not None and expected is not None and number != expected:
+            self._curves.lost(max(number - expected, 0), 0)
 
     def _refusals(self) -> Ints:
         """Rows of the log since the last batch."""

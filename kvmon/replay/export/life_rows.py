@@ -84,7 +84,7 @@ class LifeRows:
 
     def of_batch(self, batch: Batch) -> Rows:
         """Tables of what is settled with this batch."""
-        exact = self._follower.state.config.get("fidelity", "exact") == "exact"
+        exact = self._follower.exact
         if "events" in self._schemas:
             yield self._table("events", len(batch.records), event_columns(self._pa, batch.records, self._offset))
         if "states" in self._schemas:
@@ -98,7 +98,7 @@ class LifeRows:
 
     def at_the_end(self) -> Rows:
         """Tables of what has not ended, and of the life itself."""
-        exact = self._follower.state.config.get("fidelity", "exact") == "exact"
+        exact = self._follower.exact
         yield self._requests(self._book.rest(self._follower.state.time_ns))
         yield self._refused(self._failures.rest(), exact=exact)
         yield self._stream()
@@ -137,6 +137,7 @@ class LifeRows:
             "queued_ns": pa.array([_between(one.arrived_ns, one.admitted_ns) for one in requests], pa.int64()),
             "ttft_ns": pa.array([_between(one.arrived_ns, one.first_token_ns) for one in requests], pa.int64()),
             "from_before": pa.array([request.from_before for request in requests], pa.bool_()),
+            "incomplete": pa.array([request.incomplete for request in requests], pa.bool_()),
         }
         return self._table("requests", len(requests), columns)
 

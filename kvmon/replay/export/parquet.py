@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from kvmon.errors import ConfigError, InputError
 from kvmon.replay.export.columns import arrow, arrow_schema
@@ -30,7 +31,8 @@ __all__ = ["FILES", "Exported", "capture_names", "export_parquet"]
 
 FILES = tuple(f"{table}.parquet" for table in TABLES)
 """Names of the files of one capture."""
-_ROWS = 1 << 17  # of a row group
+_ROWS, _CELLS = 1 << 17, 1 << 23  # of a row group, at most
+_PARTS = 64  # tables that wait apart: a small one takes far more memory than its rows
 _DELTAS = ("time_ns", "frame", "word", "request", "unit", "units", "begin_ns")
 
 
@@ -135,7 +137,10 @@ def _export(
 
 
 class _Files:
-    """The files of one capture: rows wait until they fill a row group."""
+    """The files of one capture: rows wait until they fill a row group.
+
+    A context manager. What it raises at the end is about files that are not whole; nothing of them stays open.
+    """
 
     def __init__(self, pa: Any, folder: Path, name: str, tables: Collection[str]) -> None:
         from kvmon import __version__
@@ -147,12 +152,16 @@ class _Files:
         self.rows = dict.fromkeys(self.schemas, 0)
         self._pa = pa
         self._waiting: dict[str, list[Any]] = {table: [] for table in self.schemas}
-        self._files = {}
-        self._writers = {}
-        for table, schema in self.schemas.items():
-            place = os.open(folder / f"{table}.parquet", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            self._files[table] = os.fdopen(place, "wb")
-            self._writers[table] = self._writer(table, schema)
+        self._files: dict[str, BinaryIO] = {}
+        self._writers: dict[str, Any] = {}
+        try:
+            for table, schema in self.schemas.items():
+                place = os.open(folder / f"{table}.parquet", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._files[table] = os.fdopen(place, "wb")
+                self._writers[table] = self._writer(table, schema)
+        except BaseException:
+            self._let_go()
+            raise
 
     def add(self, table: str, part: Any) -> None:
         """Rows of a table."""
@@ -161,8 +170,10 @@ class _Files:
         self.rows[table] += part.num_rows
         waiting = self._waiting[table]
         waiting.append(part)
-        if sum(one.num_rows for one in waiting) >= _ROWS:
-            self._write(table)
+        if sum(one.num_rows for one in waiting) >= self._group(table):
+            self._write(table, all_=False)
+        elif len(waiting) >= _PARTS:
+            waiting[:] = [self._joined(table).combine_chunks()]
 
     def _writer(self, table: str, schema: Any) -> Any:
         pa = self._pa
@@ -176,15 +187,24 @@ class _Files:
             column_encoding=deltas,
             version="2.6",
             data_page_version="2.0",
-            write_page_index=True,
         )
 
-    def _write(self, table: str) -> None:
-        waiting = self._waiting[table]
+    def _write(self, table: str, *, all_: bool) -> None:
+        """Whole row groups, at the end the rest too: a writer keeps something of each until the end."""
+        waiting, group = self._waiting[table], self._group(table)
         if waiting:
-            joined = self._pa.concat_tables(waiting).unify_dictionaries()
-            self._writers[table].write_table(joined, row_group_size=_ROWS)
-            waiting.clear()
+            joined = self._joined(table)
+            rest = 0 if all_ else joined.num_rows % group
+            self._writers[table].write_table(joined.slice(0, joined.num_rows - rest), row_group_size=group)
+            waiting[:] = [joined.slice(joined.num_rows - rest)] if rest else []
+            self._pa.default_memory_pool().release_unused()
+
+    def _group(self, table: str) -> int:
+        """Rows of a row group."""
+        return min(_ROWS, _CELLS // len(self.schemas[table]))
+
+    def _joined(self, table: str) -> Any:
+        return self._pa.concat_tables(self._waiting[table]).unify_dictionaries()
 
     def __enter__(self) -> _Files:
         return self
@@ -193,10 +213,22 @@ class _Files:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            for table, writer in self._writers.items():
-                if kind is None:
-                    self._write(table)
-                writer.close()
+            if kind is None:
+                for table, writer in self._writers.items():
+                    self._write(table, all_=True)
+                    writer.close()
+                for file in self._files.values():
+                    file.flush()
+                    os.fsync(file.fileno())
         finally:
-            for file in self._files.values():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what is open, whether or not it can be written."""
+        for writer in self._writers.values():
+            with suppress(OSError, ValueError):  # an ArrowInvalid is a ValueError
+                writer.close()
+            writer.is_open = False  # or it is closed again when it is collected, and says aloud that it cannot be
+        for file in self._files.values():
+            with suppress(OSError):
                 file.close()

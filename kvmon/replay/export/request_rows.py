@@ -1,7 +1,8 @@
 """Requests of a life as they go through it: one object each while they live, handed on when they have ended.
 
 Invariant: memory follows from the requests that live at once. What a request did before the export begins is not known,
-but for the state that it was in then; a number of it that would need the rest is None.
+but for the state that it was in then; a number of it that would need the rest is None. One whose end lies in a gap is
+handed on when an audit has gone round without it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import numpy.typing as npt
 
 from kvmon.events import FinishReason, Kind, RequestState
 from kvmon.replay.export.following import Batch
-from kvmon.replay.export.records import Records
 from kvmon.state import StreamState
 from kvmon.state.watch import R
 
@@ -33,6 +33,7 @@ _WANTED: dict[Kind, tuple[str, ...]] = {
     Kind.PREEMPTED: ("lost_tokens",),
     Kind.ALLOC_FAILED: (),
     Kind.AUDIT_REQUEST: ("state", "class_id", "at", "prompt", "limit"),
+    Kind.GAP: (),
 }
 _IS_WANTED = np.zeros(256, np.bool_)
 _IS_WANTED[list(_WANTED)] = True
@@ -42,7 +43,8 @@ _IS_WANTED[list(_WANTED)] = True
 class Request:
     """One request; ns, tokens, None = not known or not yet. `state` is where it is now.
 
-    `reason` is a FinishReason, NOT_ENDED while it lives.
+    `reason` is a FinishReason, NOT_ENDED while it lives; without `finished_ns` it has ended, and nobody saw when.
+    `incomplete`: something is missing of its life within the export, its counts and waits are at least these.
     """
 
     number: int
@@ -63,28 +65,42 @@ class Request:
     preemptions: int = 0
     lost: int = 0
     from_before: bool = False
+    incomplete: bool = False
     state: int = RequestState.WAITING
 
 
-def request_events(records: Records) -> Iterator[tuple[Kind, int, int, tuple[int, ...]]]:
-    """(kind, request, ns, fields of `_WANTED`) of the records about requests, in their order; -1 = absent."""
-    wanted = np.flatnonzero(_IS_WANTED[records.kind] & (records.request >= 0))
+def request_events(batch: Batch) -> Iterator[tuple[Kind, int, int, tuple[int, ...]]]:
+    """(kind, request, ns, fields of `_WANTED`) of the records about requests, in their order; -1 = absent.
+
+    Where something is missing, a GAP about request -1 stands among them.
+    """
+    records = batch.records
+    wanted = np.flatnonzero(_IS_WANTED[records.kind] & ((records.request >= 0) | (records.kind == Kind.GAP)))
     kinds = records.kind[wanted]
     said: dict[int, Iterator[tuple[int, ...]]] = {}
     for kind, names in _WANTED.items():
         rows = wanted[kinds == kind]
         columns = [records.field(kind, name, rows).tolist() for name in names]
         said[kind] = iter(zip(*columns, strict=True)) if names else iter([()] * len(rows))
-    times = records.time_ns[wanted].tolist()
-    for kind, request, time_ns in zip(kinds.tolist(), records.request[wanted].tolist(), times, strict=True):
+    times, frames = records.time_ns[wanted].tolist(), records.frame[wanted].tolist()
+    jumps = [place for place, _ in batch.jumps]
+    for kind, request, time_ns, frame in zip(
+        kinds.tolist(), records.request[wanted].tolist(), times, frames, strict=True
+    ):
+        while jumps and jumps[0] <= frame:
+            yield Kind.GAP, -1, int(records.table.times[jumps.pop(0)]), ()
         yield Kind(kind), request, time_ns, next(said[kind])
+    for place in jumps:
+        yield Kind.GAP, -1, int(records.table.times[place]), ()
 
 
 class RequestBook:
-    """The live requests of one life; `state` is the fold at the begin of the export."""
+    """The live requests of one life; `state` is its fold, which now stands at the begin of the export."""
 
     def __init__(self, state: StreamState) -> None:
         self.live: dict[int, Request] = {}
+        self._state = state
+        self._gap = not state.converged  # since the last audit that has gone round
         self._waits: dict[int, int] = {}  # request -> since when (ns) it waits for memory
         requests = state.requests
         for row in np.flatnonzero(requests.id).tolist():
@@ -99,6 +115,7 @@ class RequestBook:
                 limit=_known(int(requests.limit[row])),
                 preemptions=int(requests.preemptions[row]),
                 from_before=True,
+                incomplete=self._gap,
                 state=int(requests.state[row]),
             )
             self.live[request.number] = request
@@ -114,7 +131,7 @@ class RequestBook:
         """Take a batch; the requests that ended in it, in the order of their ends."""
         ended = [
             request
-            for kind, number, time_ns, said in request_events(batch.records)
+            for kind, number, time_ns, said in request_events(batch)
             if (request := self.take(kind, number, time_ns, said)) is not None
         ]
         gone = {request.number: request for request in ended}
@@ -127,7 +144,19 @@ class RequestBook:
                 request = self.live.get(number) or gone.get(number)
                 if request is not None:
                     request.memory_wait_ns += row[R.TIME] - row[R.SINCE]
-        return ended
+        return ended + self.unseen()
+
+    def unseen(self) -> list[Request]:
+        """Requests that ended in a gap: an audit has gone round since, and did not name them."""
+        if not self._gap or not self._state.converged:
+            return []
+        self._gap = False
+        requests = self._state.requests
+        gone = [self.live.pop(number) for number in sorted(self.live.keys() - set(requests.id.tolist()))]
+        for request in gone:
+            request.reason, request.state = FinishReason.UNKNOWN, RequestState.FINISHED
+            self._waits.pop(request.number, None)
+        return gone
 
     def rest(self, end_ns: int) -> list[Request]:
         """Those that have not ended; who waits for memory has waited until `end_ns`."""
@@ -138,6 +167,11 @@ class RequestBook:
 
     def take(self, kind: Kind, number: int, time_ns: int, said: tuple[int, ...]) -> Request | None:
         """Take one record of `request_events`; the request, if it has ended."""
+        if kind is Kind.GAP:
+            self._gap = True
+            for one in self.live.values():
+                one.incomplete = True
+            return None
         request = self.live.get(number)
         if kind is Kind.REQUEST_ARRIVED:
             at, class_id, prompt, limit, intended = said
@@ -148,10 +182,11 @@ class RequestBook:
         if request is None:
             if kind is Kind.ALLOC_FAILED:
                 return None
-            request = self.live[number] = Request(number, from_before=True, state=RequestState.UNKNOWN)
+            request = Request(number, from_before=True, incomplete=True, state=RequestState.UNKNOWN)
+            self.live[number] = request
         if kind is Kind.REQUEST_ADMITTED:
             request.state = RequestState.RUNNING
-            if request.admitted_ns is None and request.preemptions == 0:
+            if request.admitted_ns is None and request.preemptions == 0 and not request.incomplete:
                 request.admitted_ns = time_ns
         elif kind is Kind.FIRST_TOKEN:
             if request.first_token_ns is None:

@@ -216,7 +216,7 @@ REQUESTS = (
     admitted_ns   int   ns       first admission; absent where there was none, or it is not known any more
     first_token_ns int  ns       end of the step that gave the first token
     finished_ns   int   ns       end; absent where it has not ended
-    finish_reason word  -        stop, length, abort, error, refused or unknown
+    finish_reason word  -        stop, length, abort, error, refused, unknown; unknown without an end: that is in a gap
     queued_ns     int   ns       duration: arrival to first admission
     ttft_ns       int   ns       duration: arrival to first token
     memory_wait_ns int  ns       duration: waits for KV memory, from a refused allocation until it was got over
@@ -230,6 +230,7 @@ REQUESTS = (
     preemptions   int   -
     lost_tokens   int   tokens   to be computed again after preemptions
     from_before   bool  -        it was there when the export begins: of what came before, only the state is known
+    incomplete    bool  -        something is missing of its life: counts and waits are at least these
     """
     ),
 )

@@ -4,7 +4,8 @@ The format is Chrome's "Trace Event Format": phases B and E open and close a sli
 counter, i an instant, M a name. Times are in microseconds, here with three digits behind the point.
 
 Invariant: events of a process leave in the order of their times, and of equal times in the order in which they came,
-so that slices nest. One that comes later than `flush` allows is moved to the earliest time that is left.
+so that slices nest. One that comes later than `flush` allows is moved to the earliest time that is left; a whole slice
+then ends when it ended.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["ProcessEvents", "metadata"]
+__all__ = ["ProcessEvents", "process_names", "track_names"]
 
 Args = Mapping[str, Any]
 
 
-def metadata(pid: int, kind: str, tid: int | None = None, **args: Any) -> str:
-    """A name or the place of a process or a track."""
-    where: dict[str, Any] = {"ph": "M", "pid": pid, "name": kind}
-    if tid is not None:
-        where["tid"] = tid
-    return _text({**where, "args": args})
+def process_names(write: Callable[[str], None], pid: int, name: str) -> None:
+    """The name and the place of a process."""
+    write(_text({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}}))
+    write(_text({"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": pid}}))
+
+
+def track_names(write: Callable[[str], None], pid: int, tid: int, name: str) -> None:
+    """The same of a track in it. A viewer shows its number behind its name."""
+    write(_text({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": name}}))
+    write(_text({"ph": "M", "pid": pid, "tid": tid, "name": "thread_sort_index", "args": {"sort_index": tid}}))
 
 
 class ProcessEvents:
@@ -73,7 +78,10 @@ class ProcessEvents:
 
     def _add(self, time_ns: int, event: dict[str, Any], duration_ns: int | None = None) -> None:
         self._count += 1
-        self._pending.append((max(time_ns, self._flushed), self._count, duration_ns, event))
+        at_ns = max(time_ns, self._flushed)
+        if duration_ns is not None:
+            duration_ns = max(time_ns + duration_ns - at_ns, 0)
+        self._pending.append((at_ns, self._count, duration_ns, event))
 
 
 def _microseconds(ns: int) -> str:

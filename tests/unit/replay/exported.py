@@ -29,9 +29,9 @@ def rows_of(directory: Path, table: str, columns: str = "*", order: str = "") ->
 
 def naive_events(words: npt.NDArray[np.uint32], table: FrameTable) -> Iterator[dict[str, Any]]:
     """Row for row what `events` has to hold: place, kind, pool, request, run of units, and what the record says."""
-    begin = 0
+    said, begin = words.tolist(), 0
     for end, number, time_ns in zip(table.ends.tolist(), table.numbers.tolist(), table.times.tolist(), strict=True):
-        for event in decode(words.tolist(), begin, end):
+        for event in decode(said, begin, end):
             place = {"time_ns": time_ns, "frame": number, "word": event.position - begin}
             for unit, units in runs_of(event):
                 yield {**place, "kind": event.kind.name.lower(), "pool": pool_of(event), "unit": unit, "units": units,

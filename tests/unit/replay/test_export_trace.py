@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,66 +20,18 @@ from kvmon.replay.export.window import parse_window
 from kvmon.replay.findings import diagnose_path
 from tests.unit.adapters.driven import OPTIONS
 from tests.unit.replay.exported import naive_events
+from tests.unit.replay.exported_trace import check_trace, events_of, slices_of
 from tests.unit.replay.recorded import Recorded
 
 NAMES = ("paged", "no-cache", "swap", "growth-waits", "growth-aborts", "window-own", "chunks", "buddy", "leaks")
-NEEDED = {
-    "B": {"ts", "tid", "name"},
-    "E": {"ts", "tid"},
-    "X": {"ts", "tid", "name", "dur"},
-    "C": {"ts", "name", "args"},
-    "i": {"ts", "tid", "name", "s"},
-    "M": {"name", "args"},
-}
 
 
 def traced(recorded: Recorded, folder: Path, **options: Any) -> list[dict[str, Any]]:
     """The events of the trace of one run."""
     capture = recorded.capture(folder / "x.kvmon")
     export_perfetto(capture, folder / "x.json", force=True, **options)
+    check_trace(folder / "x.json")
     return events_of(folder / "x.json")
-
-
-def events_of(path: Path) -> list[dict[str, Any]]:
-    """The events of a trace file, times in ns."""
-    events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    for event in events:
-        event |= {name: round(event[name] * 1000) for name in ("ts", "dur") if name in event}
-    return events
-
-
-def slices_of(events: list[dict[str, Any]]) -> list[tuple[int, int, str, int, int, dict[str, Any]]]:
-    """(pid, tid, name, begin, end, args) of every slice; fails where one is not closed, or crosses another."""
-    found, open_, last_x = [], defaultdict(list), defaultdict(lambda: -(1 << 62))
-    for event in events:
-        track = event["pid"], event.get("tid", -1)
-        if event["ph"] == "B":
-            open_[track].append(event)
-        elif event["ph"] == "E":
-            begun = open_[track].pop()
-            args = {**begun["args"], **event.get("args", {})}
-            found.append((*track, begun["name"], begun["ts"], event["ts"], args))
-        elif event["ph"] == "X":
-            assert not open_[track] and event["ts"] >= last_x[track], "it crosses another slice"
-            last_x[track] = event["ts"] + event["dur"]
-            found.append((*track, event["name"], event["ts"], last_x[track], event["args"]))
-    assert not any(open_.values()), "a slice is never closed"
-    return found
-
-
-def check_rules(events: list[dict[str, Any]]) -> None:
-    """What the format wants of every event; those of a process in the order of their times, none before 0."""
-    last: dict[int, int] = {}
-    named = {(event["pid"], event.get("tid")) for event in events if event["ph"] == "M"}
-    for event in events:
-        assert NEEDED[event["ph"]] <= event.keys() and isinstance(event["pid"], int)
-        if "ts" in event:
-            assert event["ts"] >= last.get(event["pid"], 0)
-            last[event["pid"]] = event["ts"]
-        if "tid" in event:
-            assert (event["pid"], event["tid"]) in named, "a track without a name"
-        if event["ph"] == "C":
-            assert event["args"] and all(isinstance(value, int) for value in event["args"].values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +39,6 @@ def test_a_trace_keeps_the_rules_and_says_what_the_events_say(name: str, tmp_pat
     """Requests from arrival to end, phases that fill them, a mark for each failure, counters that are the fold's."""
     recorded = Recorded(OPTIONS[name], 5, 60)
     events = traced(recorded, tmp_path)
-    check_rules(events)
     slices = slices_of(events)
     naive = list(naive_events(recorded.words, recorded.table))
     zero = max(int(recorded.table.times[0]) - 10**10, 0)
@@ -147,7 +98,6 @@ def test_a_part_of_it_opens_with_those_who_were_there(tmp_path: Path) -> None:
     times = recorded.table.times
     begin, end = int(times[50]), int(times[90])
     events = traced(recorded, tmp_path, window=parse_window(str(begin), str(end)))
-    check_rules(events)
     slices = slices_of(events)
     zero = max(begin - 10**10, 0)
     assert any(one[2].startswith("request ") and one[3] == begin - zero for one in slices)
@@ -169,8 +119,8 @@ def test_lost_frames_are_marked(tmp_path: Path) -> None:
     capture.write_bytes(data)
     done = export_perfetto(capture, tmp_path / "x.json")
     assert done.missing
+    check_trace(tmp_path / "x.json")
     events = events_of(tmp_path / "x.json")
-    check_rules(events)
     (mark,) = [event for event in events if event.get("name") == "frames are missing before this"]
     assert mark["args"] == {"frames": chunk.frames}
 
@@ -197,10 +147,11 @@ def test_several_lives_are_processes_on_one_clock(tmp_path: Path) -> None:
     trace = json.loads(data)
     assert len(data) == done.json_bytes and len(trace["traceEvents"]) == done.events
     assert trace["otherData"]["time_0"].startswith("2025-11-13T")
-    first = {pid: min(e["ts"] for e in trace["traceEvents"] if e["pid"] == pid and "ts" in e) for pid in (1, 2)}
-    assert round(first[2] - first[1], 3) == 7
+    check_trace(tmp_path / "x.json.gz")
+    first = {pid: min(e["ts"] for e in trace["traceEvents"] if e["pid"] == pid and "ts" in e) for pid in (1, 2, 3, 4)}
+    assert round(first[3] - first[1], 3) == round(first[4] - first[2], 3) == 7
     names = [event["args"]["name"] for event in trace["traceEvents"] if event.get("name") == "process_name"]
-    assert names == ["a-0", "b-1"]
+    assert names == ["a-0", "a-0: requests", "b-1", "b-1: requests"]
 
 
 def test_what_comes_late_is_moved_behind_what_was_written() -> None:
