@@ -59,6 +59,7 @@ VERBS = {
     "replay": Verb("kvmon.cli.replay:command", "What went wrong in a recording or capture, the answer first."),
     "explain": Verb("kvmon.cli.explain:command", "What a verdict means, how to confirm it, and what to do."),
     "verify": Verb("kvmon.cli.verify:command", "Check that a recording or capture is whole and consistent."),
+    "diff": Verb("kvmon.cli.diff:command", "What changed between two captures, or two windows of one."),
     "export": Verb("kvmon.cli.export:command", "Write captures as Parquet for DuckDB, or as a trace for Perfetto."),
     "workload": Verb("kvmon.cli.workload:command", "Make request traffic and write it as a trace."),
     "simulate": Verb("kvmon.cli.simulate:command", "Run a request trace through an allocator."),
