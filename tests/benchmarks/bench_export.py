@@ -1,4 +1,4 @@
-"""A capture into Parquet and into a trace: rows a second, bytes a row, and memory at two lengths.
+"""A capture into Parquet and into a trace: unit-operations a second, bytes, and memory at two lengths.
 
 The traffic is that of `bench_capture`.
 """
@@ -36,13 +36,14 @@ def rows() -> list[Row]:
                 begin = time.perf_counter()
                 (done,) = export_parquet([short], folder / "out", every_ns=every_ns, force=True)
                 count, size = sum(done.rows.values()), done.bytes
-                best = max(best, count / (time.perf_counter() - begin))
-            figure = f"{best / 1e6:.2f} M rows/s, {size / count:.2f} bytes a row"
+                best = max(best, OPERATIONS / (time.perf_counter() - begin))
+            figure = f"{best / 1e6:.2f} M unit-operations/s, {size / count:.2f} bytes a row"
             found.append(Row(f"export: Parquet, states every {name}", figure))
         begin = time.perf_counter()
         trace = export_perfetto(short, folder / "x.json", force=True)
         took = time.perf_counter() - begin
-        found.append(Row("export: trace for Perfetto", f"{trace.events / took / 1e3:.0f} k events/s"))
+        figure = f"{OPERATIONS / took / 1e6:.2f} M unit-operations/s, {trace.json_bytes / OPERATIONS:.1f} bytes each"
+        found.append(Row("export: trace for Perfetto", figure))
         peaks = [_peak_mib(path, folder / "out") for path in (short, long)]
         flat = peaks[1] < 1.25 * peaks[0]
         found.append(
