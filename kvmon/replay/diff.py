@@ -14,10 +14,9 @@ from typing import Any
 
 from kvmon.errors import ConfigError, InputError
 from kvmon.replay.diff_changes import GROUPS, Change, changes_between
-from kvmon.replay.export.window import Window
+from kvmon.replay.export.window import Window, parse_window
 from kvmon.replay.lives import Life, Lives, open_lives
 from kvmon.replay.picture import Picture, picture_of
-from kvmon.replay.when import When, parse_when
 from kvmon.units import format_duration
 
 __all__ = ["SCHEMA", "Diff", "Side", "StreamDiff", "diff", "parse_side", "split_at"]
@@ -137,14 +136,14 @@ def parse_side(text: str) -> Side:
     begin, dots, end = bounds.partition("..")
     if not dots or not (begin or end):
         raise ConfigError(f"'@{bounds}' is no stretch of time: write {path}@FROM..UNTIL, {path}@FROM.. or @..UNTIL")
-    return Side(Path(path), Window(_moment(begin), _moment(end)), text)
+    return Side(Path(path), parse_window(begin or None, end or None), text)
 
 
 def split_at(path: Path, moment: str) -> tuple[Side, Side]:
     """What came before a moment, and what came since. Raises ConfigError for what is no time."""
-    when = _moment(moment)
-    return Side(path, Window(None, when), f"{path} until {moment}"), Side(
-        path, Window(when, None), f"{path} since {moment}"
+    return (
+        Side(path, parse_window(None, moment), f"{path} until {moment}"),
+        Side(path, parse_window(moment, None), f"{path} since {moment}"),
     )
 
 
@@ -197,15 +196,6 @@ class _Stretch:
 
     def picture(self, progress: Callable[[int], None]) -> Picture:
         return picture_of(self.life, self.begin_ns, self.end_ns, progress)
-
-
-def _moment(text: str) -> When | None:
-    if not text:
-        return None
-    when = parse_when(text)
-    if when.kind in ("failure", "worst"):
-        raise ConfigError(f"'{when.text}' bounds no stretch of time: give one such as +90s, -30s or one with a zone")
-    return when
 
 
 def _stretches(source: Lives, side: Side, stream: str | None) -> list[_Stretch]:

@@ -214,7 +214,7 @@ def test_a_part_of_the_fleet_in_words_and_for_machines(fleet: Path, capsys: pyte
         (["host0", "-o", "new"], 3, "holds no stream"),
         (["host0/incident.kvmon", "-o", "new", "--every", "often"], 2, "is no time"),
         (["host0/incident.kvmon", "-o", "new", "--every", "0.001ms"], 2, "longer"),
-        (["host0/incident.kvmon", "-o", "new", "--from", "worst"], 2, "no bound"),
+        (["host0/incident.kvmon", "-o", "new", "--from", "worst"], 2, "bounds no stretch of time"),
         (["host0/incident.kvmon", "-o", "new", "--from", "+9d"], 2, "nothing was recorded from"),
         (["host0/incident.kvmon", "-o", "new", "--table", "cats"], 2, "is no table"),
         (["host0/incident.kvmon", "host0/incident.kvmon", "-o", "new"], 2, "given twice"),

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from kvmon.events import FIELDS, Kind, decode, field_offsets
 from kvmon.events.wire import ABSENT
-from kvmon.jit import inner, kernel
+from kvmon.jit import kernel
 from kvmon.state import FrameTable
+from kvmon.state.frames import record_words
 
 __all__ = ["RecordReader", "Records"]
 
@@ -179,17 +180,6 @@ class RecordReader:
         self._request = np.empty(room, np.int64)
 
 
-@inner
-def _size(word: int) -> int:
-    """Words of the record that begins with `word`."""
-    op = word >> 27
-    if op < 10 or op == 30:
-        return 1
-    if op < 20:
-        return 1 + (word & 0x7FFFFFF)
-    return 2 if op < 30 else 1 + (word & 0x7FFFF)
-
-
 @kernel
 def _read(
     words: Words,
@@ -214,7 +204,7 @@ def _read(
         while at < ends[frame]:
             word = np.int64(words[at])
             op, payload = word >> 27, word & 0x7FFFFFF
-            size = _size(word)
+            size = record_words(word)
             if op == 30:
                 pool = payload
                 at += size

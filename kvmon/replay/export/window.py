@@ -55,7 +55,7 @@ def parse_window(begin: str | None, end: str | None) -> Window | None:
 def _bound(text: str | None) -> When | None:
     when = None if text is None else parse_when(text)
     if when is not None and when.kind in ("failure", "worst"):
-        raise ConfigError(f"'{when.text}' is no bound of an export: give a time such as +90s, -30s or one with a zone")
+        raise ConfigError(f"'{when.text}' bounds no stretch of time: give one such as +90s, -30s or one with a zone")
     return when
 
 
